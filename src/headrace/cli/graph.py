@@ -1,0 +1,24 @@
+"""``headrace graph``: print a model's graph, or draw one layer of it."""
+
+import argparse
+from pathlib import Path
+
+HELP = "print a model's graph with shapes, FLOPs and bytes; --svg draws one layer"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="what to show (default: smollm2-135m)")
+    parser.add_argument("--unfused", action="store_true", help="before the passes that fuse q/k/v and gate/up")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw one layer into this file")
+    parser.add_argument("--layer", type=int, default=0, help="which layer to draw (default: 0)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from headrace.llm.loader import describe_graph, draw_layer
+
+    if args.svg:
+        args.svg.write_text(draw_layer(args.model, fused=not args.unfused, layer=args.layer), encoding="utf-8")
+        print(f"wrote {args.svg}")
+    else:
+        print(describe_graph(args.model, fused=not args.unfused))
+    return 0

@@ -1,0 +1,54 @@
+"""Parse the command line, run one command, and turn errors into a cause, a remedy and an exit code."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from headrace import __version__
+from headrace.base.errors import HeadraceError
+from headrace.cli import chat, demo, doctor, generate, graph, serve
+
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+COMMANDS = (serve, generate, chat, demo, graph, doctor)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Importing and building it loads nothing heavy."""
+    top = argparse.ArgumentParser(
+        prog="headrace",
+        description="Run, serve and inspect language models at the machine's own limit.",
+        epilog="MODEL is a .gguf file, a Hugging Face folder, a hub id (org/name), or smollm2-135m (the default).",
+    )
+    top.add_argument("--version", action="version", version=f"headrace {__version__}")
+    top.add_argument("--debug", action="store_true", help="show the full traceback of an error")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        name = command.__name__.rsplit(".", 1)[-1]
+        sub = commands.add_parser(name, help=command.HELP, description=command.HELP)
+        command.add_arguments(sub)
+        sub.set_defaults(run=command.run)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit code: 0, 1 (error), 2 (usage) or 130 (interrupted)."""
+    args = parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`headrace generate … | head`): not an error. Keep the interpreter from flushing again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except HeadraceError as error:
+        if args.debug:
+            raise
+        print(f"error: {error.cause}", file=sys.stderr)
+        if error.remedy:
+            print(f"try:   {error.remedy}", file=sys.stderr)
+        return EXIT_ERROR

@@ -1,0 +1,73 @@
+"""What `LLM` and `AsyncLLM` take besides the model's name."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from headrace.base.errors import InvalidRequestError
+
+EXECUTORS = ("native", "torch")
+PRECISIONS = ("f32", "bf16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LLMConfig:
+    """How to run a model.
+
+    Attributes:
+        max_model_len: context window in tokens; None: the model's own, or what fits in memory if that is less.
+        max_num_seqs: sequences that run at once.
+        max_num_batched_tokens: tokens that one step computes at most; longer prompts are prefilled in chunks.
+        enable_prefix_caching: keep the KV of finished requests and reuse it for prompts that begin alike.
+        kv_cache_memory: bytes for the KV cache; None: what `max_num_seqs` full contexts need, or half of the memory
+            that is free if that is less.
+        block_size: tokens per KV block.
+        kv_format: precision of cached keys and values, ``bf16`` or ``f32``.
+        activation: precision in which linear layers read their input: ``f32`` or ``bf16``.
+        executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
+        num_threads: threads of the executor; None: HEADRACE_THREADS, or the cores this process may use.
+    """
+
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    enable_prefix_caching: bool = True
+    kv_cache_memory: int | None = None
+    block_size: int = 16
+    kv_format: str = "bf16"
+    activation: str = "f32"
+    executor: str = "native"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
+            _require_count(name, getattr(self, name))
+        for name in ("max_model_len", "kv_cache_memory", "num_threads"):
+            if getattr(self, name) is not None:
+                _require_count(name, getattr(self, name))
+        _require_choice("executor", self.executor, EXECUTORS)
+        _require_choice("kv_format", self.kv_format, PRECISIONS)
+        _require_choice("activation", self.activation, PRECISIONS)
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise InvalidRequestError(
+                f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs {self.max_num_seqs}.",
+                "A step must hold one token of every running sequence: raise the one or lower the other.",
+            )
+
+    @classmethod
+    def of(cls, options: dict[str, Any]) -> "LLMConfig":
+        """From keyword arguments; an unknown one is an error that names it."""
+        known = {field.name for field in fields(cls)}
+        for name in options:
+            if name not in known:
+                raise InvalidRequestError(f"Unknown option {name!r}.", f"LLM takes {', '.join(sorted(known))}.")
+        return cls(**options)
+
+
+def _require_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InvalidRequestError(f"{name} must be a whole number of 1 or more, not {value!r}.")
+
+
+def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidRequestError(f"{name} {value!r} does not exist.", f"Use one of {', '.join(choices)}.")

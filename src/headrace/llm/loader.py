@@ -1,0 +1,181 @@
+"""From a model's name to everything that an engine needs: spec, graph, weights, tokenizer, template, executor."""
+
+import logging
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace.base.errors import HeadraceError
+from headrace.base.settings import from_environment
+from headrace.engine.executor import Executor
+from headrace.executors.kv_layout import kv_bytes_per_block
+from headrace.formats.checkpoint import Checkpoint, open_checkpoint
+from headrace.formats.resolve import resolve_model
+from headrace.formats.weights import Weights, load_weights
+from headrace.graph.ir import Graph
+from headrace.graph.passes import fuse
+from headrace.llm.config import LLMConfig
+from headrace.llm.memory import MemoryPlan, available_memory, plan_memory
+from headrace.models import build_graph, ignorable, load_spec, sources
+from headrace.models.spec import ModelSpec
+from headrace.text.chat_template import ChatTemplate
+from headrace.text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+PACKING_OVERHEAD = 1.1
+"""Packed weights against stored ones, for planning: scales may be widened, narrow integers padded."""
+
+
+class Stopwatch:
+    """Seconds spent in each named part of a start, in order."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, float] = {}
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """What turns text into tokens and back. A template that is missing or broken hurts chat alone."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | HeadraceError
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+        name: as the user would say it: what was asked for, or the file's or folder's name.
+        path: what was loaded.
+        spec, graph, weights: the model; the graph is fused.
+        text: its tokenizer and chat template.
+        executor: runs its steps.
+        memory: how large its KV cache is, and why.
+        seconds: how long each part of the start took.
+    """
+
+    name: str
+    path: Path
+    spec: ModelSpec
+    graph: Graph
+    weights: Weights
+    text: TextSide
+    executor: Executor
+    memory: MemoryPlan
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def streamed_weight_bytes(self) -> int:
+        """Stored bytes of the parameters that every decoding step reads whole: all but embedding tables."""
+        streamed = {param for node in self.graph.nodes if node.op != "embed" for param in node.params}
+        return sum(self.weights[param].num_bytes for param in streamed)
+
+
+def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
+    """Find, read and pack a model. Raises HeadraceError subclasses that say what is wrong and what to do."""
+    watch = Stopwatch()
+    with watch.part("open"):
+        path = resolve_model(name)
+        checkpoint = open_checkpoint(path)
+        spec, graph = _graph_of(checkpoint, config.max_model_len)
+        graph = fuse(graph)
+        weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    if weights.unused:
+        log.warning("%s: tensors that this model does not use: %s", path.name, ", ".join(weights.unused))
+    memory = plan_memory(
+        block_bytes=kv_bytes_per_block(graph.kv_layers, config.block_size, config.kv_format),
+        block_size=config.block_size,
+        weight_bytes=int(PACKING_OVERHEAD * sum(weights[param].num_bytes for param in graph.params)),
+        context_length=spec.max_position_embeddings,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory=config.kv_cache_memory,
+        available=available_memory(),
+    )
+    with ThreadPoolExecutor(
+        1
+    ) as helper:  # packing leaves the interpreter free, so the tokenizer costs no time of its own
+        text = helper.submit(_load_text, checkpoint, watch)
+        with watch.part("pack weights"):
+            executor = _make_executor(graph, weights, memory, config)
+        try:
+            with watch.part("wait for tokenizer"):
+                text_side = text.result()
+        except BaseException:
+            executor.close()
+            raise
+    return LoadedModel(
+        _display_name(name, path), path, spec, graph, weights, text_side, executor, memory, dict(watch.parts)
+    )
+
+
+def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:
+    """A model's graph and its stored tensors, with nothing packed: for showing and pricing."""
+    checkpoint = open_checkpoint(resolve_model(name))
+    spec, graph = _graph_of(checkpoint, None)
+    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    return (fuse(graph) if fused else graph), weights
+
+
+def _graph_of(checkpoint: Checkpoint, max_model_len: int | None) -> tuple[ModelSpec, Graph]:
+    def tensor(name: str) -> object:
+        return checkpoint.tensors[name].to_f32() if name in checkpoint.tensors else None
+
+    spec = load_spec(checkpoint.config, checkpoint.kind, tensor=tensor, context_length=max_model_len)
+    return spec, build_graph(spec)
+
+
+def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:
+    with watch.part("tokenizer (beside packing)"):
+        if checkpoint.kind == "gguf":
+            tokenizer = Tokenizer.from_gguf_metadata(checkpoint.config)
+        else:
+            tokenizer = Tokenizer.from_hf_folder(checkpoint.path)
+        try:
+            template: ChatTemplate | HeadraceError = ChatTemplate.of(tokenizer)
+        except HeadraceError as error:
+            template = error
+    return TextSide(tokenizer, template)
+
+
+def _make_executor(graph: Graph, weights: Weights, memory: MemoryPlan, config: LLMConfig) -> Executor:
+    if config.executor == "torch":
+        from headrace.executors.torch_executor import TorchExecutor
+
+        return TorchExecutor(
+            graph, weights, num_blocks=memory.num_blocks, block_size=config.block_size, kv_format=config.kv_format
+        )
+    from headrace.executors.native import NativeExecutor
+
+    settings = from_environment()
+    return NativeExecutor(
+        graph,
+        weights,
+        num_blocks=memory.num_blocks,
+        block_size=config.block_size,
+        kv_format=config.kv_format,
+        activation=config.activation,
+        num_threads=config.num_threads or settings.num_threads,
+        isa=settings.isa,
+        max_batched_tokens=config.max_num_batched_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_model_len=memory.max_model_len,
+    )
+
+
+def _display_name(name: str | None, path: Path) -> str:
+    if name is None:
+        return "smollm2-135m"
+    return path.stem if path.suffix == ".gguf" and name.endswith(".gguf") else name.rstrip("/").rsplit("/", 1)[-1]

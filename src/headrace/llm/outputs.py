@@ -1,0 +1,101 @@
+"""What a caller gets back: whole results, increments of a stream, and their measurements."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """One produced token and the alternatives to it, by the model's raw distribution (before any processing).
+
+    Attributes:
+        token_id: the chosen token.
+        logprob: its natural-log probability.
+        top: (token id, logprob) of the most likely tokens, best first, as many as ``SamplingParams.logprobs`` asked.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """Times of one request, in seconds.
+
+    Attributes:
+        ttft: from arrival to the first token of any sample.
+        tpot: mean time between output tokens after the first, of the slowest sample; 0 for a single token.
+        queue_time: from arrival until the first step that computed any of it.
+        total_time: from arrival to the last token.
+        num_prompt_tokens: prompt length.
+        num_cached_tokens: prompt tokens that the prefix cache served, of the first sample.
+        num_output_tokens: over all samples.
+        num_preemptions: times that a sample lost its KV blocks and was recomputed.
+    """
+
+    ttft: float = 0.0
+    tpot: float = 0.0
+    queue_time: float = 0.0
+    total_time: float = 0.0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+    num_preemptions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionOutput:
+    """One sample of a request.
+
+    Attributes:
+        index: 0 … n - 1.
+        text: detokenized output, ending before a stop string.
+        token_ids: every token produced, including the one that ended it.
+        logprobs: one entry per token, or None where none were asked.
+        finish_reason: ``stop`` (end of sequence, stop token or stop string) or ``length``.
+        stop_reason: the stop string or stop token id that ended it; None for end of sequence and length.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None
+    finish_reason: str
+    stop_reason: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request."""
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    outputs: list[CompletionOutput]
+    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one sample of a request gained since its last `Delta`.
+
+    Text lags tokens where a character or a possible stop string is incomplete; joined over a stream, the texts, tokens
+    and logprobs are those of the finished `CompletionOutput`.
+
+    Attributes:
+        index: which sample.
+        text: new text, possibly empty.
+        token_ids: new tokens.
+        logprobs: one entry per new token, or None where none were asked.
+        finish_reason: set on the sample's last delta.
+        stop_reason: see `CompletionOutput`.
+        metrics: set on the last delta of the whole request.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    metrics: RequestMetrics | None = None

@@ -1,0 +1,150 @@
+"""An engine with text around it: prompts in, deltas out, one step at a time. `LLM` and `AsyncLLM` drive it."""
+
+from collections.abc import Sequence as AbstractSequence
+from dataclasses import dataclass
+
+from headrace.base.errors import ContextLengthError, HeadraceError, InvalidRequestError
+from headrace.engine.engine import Engine
+from headrace.engine.events import Event, FailedEvent, FinishedEvent, TokenEvent
+from headrace.engine.metrics import RequestTimings
+from headrace.engine.request import Request
+from headrace.engine.sampling import SamplingParams
+from headrace.llm.assembler import SampleAssembler
+from headrace.llm.outputs import Delta, RequestMetrics, TokenLogprob
+from headrace.text.tokenizer import Tokenizer
+
+Prompt = str | AbstractSequence[int]
+Output = tuple[str, Delta | HeadraceError]
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that has not ended: its samples' texts, which of them go on, and its times once the engine is done."""
+
+    samples: list[SampleAssembler]
+    unfinished: set[int]
+    timings: RequestTimings | None = None
+
+
+class Runtime:
+    """Single-threaded: its owner serializes all calls except `check_prompt`, which reads nothing that changes."""
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, max_model_len: int) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.max_model_len = max_model_len
+        self._open: dict[str, _Open] = {}
+
+    def check_prompt(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        """The prompt's token ids. Thread-safe.
+
+        Raises InvalidRequestError or ContextLengthError, saying why the prompt cannot run.
+        """
+        if isinstance(prompt, str):
+            prompt_ids = self.tokenizer.encode(prompt)
+        else:
+            prompt_ids = list(prompt)
+            for token in prompt_ids:
+                if not isinstance(token, int) or isinstance(token, bool):
+                    raise InvalidRequestError(f"A prompt of token ids holds {token!r}.", "Give a list of integers.")
+        if not prompt_ids:
+            raise InvalidRequestError("The prompt is empty.", "Give at least one token.", code="empty_prompt")
+        vocab_size = self.engine.vocab_size
+        for token in (*prompt_ids, *params.logit_bias, *params.stop_token_ids):
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(
+                    f"Token id {token} is outside the model's vocabulary of {vocab_size}.",
+                    f"Use ids from 0 to {vocab_size - 1}.",
+                )
+        room = self.max_model_len - len(prompt_ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"The prompt has {len(prompt_ids)} tokens; the context window of {self.max_model_len} must also hold"
+                " the output.",
+                f"Shorten the prompt to {self.max_model_len - 1} tokens or less, or serve with a larger max_model_len.",
+            )
+        return prompt_ids
+
+    def submit(self, request_id: str, prompt_ids: list[int], params: SamplingParams) -> None:
+        """Queue a checked prompt under an id that no open request has."""
+        assert request_id not in self._open, f"request id {request_id!r} is in use"
+        request = Request(
+            request_id=request_id,
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            eos_ids=tuple(self.tokenizer.eos_ids),
+        )
+        self.engine.add(request)
+        wants_logprobs = params.logprobs is not None
+        samples = [SampleAssembler(self.tokenizer, i, params.stop, wants_logprobs) for i in range(params.n)]
+        self._open[request_id] = _Open(samples, set(range(params.n)))
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request in any state, and free what it holds. A request that has ended is no error."""
+        if self._open.pop(request_id, None) is not None:
+            self.engine.cancel(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._open)
+
+    def step(self) -> list[Output]:
+        """Run one step; returns what each sample gained, in the engine's order."""
+        events = self.engine.step()
+        ended = {(e.request_id, e.index): e for e in events if isinstance(e, FinishedEvent)}
+        outputs: list[Output] = []
+        for event in events:
+            outputs += self._take(event, ended)
+        return outputs
+
+    def _take(self, event: Event, ended: dict[tuple[str, int], FinishedEvent]) -> list[Output]:
+        request = self._open.get(event.request_id)
+        if request is None:  # ended earlier in this very batch of events, by a stop string in another sample's text
+            return []
+        if isinstance(event, FailedEvent):
+            del self._open[event.request_id]
+            return [(event.request_id, event.error)]
+        if event.index not in request.unfinished:
+            return []
+        sample = request.samples[event.index]
+        end = ended.get((event.request_id, event.index))
+        if isinstance(event, FinishedEvent):
+            matched = sample.end()
+            reason, stop_reason = ("stop", matched) if matched is not None else (event.reason, event.stop_reason)
+            return [self._finish(event.request_id, event.index, reason, stop_reason, event.timings)]
+        matched = sample.push(event.token_id, _logprob(event), visible=end is None or end.reason != "stop")
+        if matched is not None:
+            # The engine may have ended it in this step too; then its own event is passed over, being ended already.
+            done = end or self.engine.finish_sequence(event.request_id, event.index, matched)
+            return [self._finish(event.request_id, event.index, "stop", matched, done.timings)]
+        return [(event.request_id, sample.take())] if end is None else []
+
+    def _finish(
+        self, request_id: str, index: int, reason: str, stop_reason: str | int | None, timings: RequestTimings | None
+    ) -> Output:
+        request = self._open[request_id]
+        request.unfinished.discard(index)
+        request.timings = request.timings or timings
+        metrics = None
+        if not request.unfinished:
+            assert request.timings is not None, "the engine gives the timings when its last sample ends"
+            metrics = _metrics(request.timings)
+            del self._open[request_id]
+        return request_id, request.samples[index].take(reason, stop_reason, metrics)
+
+
+def _logprob(event: TokenEvent) -> TokenLogprob | None:
+    return None if event.logprob is None else TokenLogprob(event.token_id, event.logprob, event.top)
+
+
+def _metrics(timings: RequestTimings) -> RequestMetrics:
+    return RequestMetrics(
+        ttft=timings.ttft,
+        tpot=timings.tpot,
+        queue_time=timings.queue_time,
+        total_time=timings.total_time,
+        num_prompt_tokens=timings.num_prompt_tokens,
+        num_cached_tokens=timings.num_cached_tokens,
+        num_output_tokens=timings.num_output_tokens,
+        num_preemptions=timings.num_preemptions,
+    )

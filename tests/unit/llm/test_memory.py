@@ -1,0 +1,62 @@
+import pytest
+
+from headrace.base.errors import CapacityError
+from headrace.llm.memory import HEADROOM, available_memory, plan_memory
+
+GIB = 1 << 30
+
+
+def plan(**changes):
+    arguments = {
+        "block_bytes": 1 << 20,
+        "block_size": 16,
+        "weight_bytes": GIB,
+        "context_length": 4096,
+        "max_model_len": None,
+        "max_num_seqs": 4,
+        "kv_cache_memory": None,
+        "available": 8 * GIB,
+    }
+    return plan_memory(**(arguments | changes))
+
+
+def test_plenty_of_memory_gives_every_sequence_its_full_context():
+    made = plan()
+    assert made.num_blocks == 4 * 4096 // 16
+    assert made.max_model_len == 4096
+
+
+def test_half_of_what_is_free_is_the_most_taken_unasked():
+    made = plan(max_num_seqs=1000)
+    assert made.kv_bytes <= (8 * GIB * HEADROOM - GIB) / 2
+    assert made.kv_bytes > (8 * GIB * HEADROOM - GIB) / 2 - (1 << 20)
+
+
+def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for():
+    assert plan(kv_cache_memory=64 << 20).max_model_len == 64 * 16
+    with pytest.raises(CapacityError, match="max_model_len 1024"):
+        plan(kv_cache_memory=64 << 20, max_model_len=2048)
+
+
+def test_too_much_kv_says_what_would_fit():
+    with pytest.raises(CapacityError) as caught:
+        plan(kv_cache_memory=20 * GIB)
+    assert "20.00 GiB" in caught.value.cause
+    assert "6.20 GiB" in caught.value.remedy  # 8 * 0.9 - 1
+
+
+def test_weights_that_do_not_fit():
+    with pytest.raises(CapacityError, match="weights need 10.00 GiB"):
+        plan(weight_bytes=10 * GIB)
+
+
+def test_a_control_group_can_allow_less_than_the_machine_has():
+    files = {
+        "/proc/meminfo": "MemTotal: 100 kB\nMemAvailable:    1048576 kB\n",
+        "/sys/fs/cgroup/memory.max": "900000000\n",
+        "/sys/fs/cgroup/memory.current": "100000000\n",
+    }
+    assert available_memory(files.get) == 800_000_000
+    assert available_memory((files | {"/sys/fs/cgroup/memory.max": "max\n"}).get) == GIB
+    with pytest.raises(CapacityError):
+        available_memory({}.get)
