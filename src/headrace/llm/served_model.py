@@ -4,12 +4,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.base.clock import SystemClock
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import TemplateError
 from headrace.engine.config import EngineConfig
 from headrace.engine.engine import Engine
+from headrace.graph.cost import Workload, graph_cost
 from headrace.llm.config import LLMConfig
-from headrace.llm.loader import LoadedModel, load_model
+from headrace.llm.loader import LoadedModel, load_model, stored_formats
 from headrace.llm.report import describe_start
 from headrace.llm.runtime import Runtime
 from headrace.text.tokenizer import Tokenizer
@@ -30,7 +30,7 @@ class ServedModel:
             max_model_len=max_model_len,
             enable_prefix_caching=config.enable_prefix_caching,
         )
-        engine = Engine(self._executor, engine_config, SystemClock())
+        engine = Engine(self._executor, engine_config)
         self._runtime = Runtime(engine, self._model.text.tokenizer, max_model_len)
         self._load_seconds = time.perf_counter() - start
 
@@ -66,7 +66,7 @@ class ServedModel:
         Raises TemplateError if the model has no usable chat template, or if the template refuses the messages.
         """
         template = self._model.text.template
-        if isinstance(template, HeadraceError):
+        if isinstance(template, TemplateError):
             raise template
         text = template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_arguments)
         return self.tokenizer.encode(text, add_special_tokens=False)  # the template writes them itself
@@ -77,5 +77,6 @@ class ServedModel:
 
     def bytes_per_decode_step(self, context: int) -> int:
         """Bytes that one sequence reads to decode one token after `context` cached ones: weights, keys and values."""
-        memory = self._model.memory
-        return self._model.streamed_weight_bytes() + context * memory.block_bytes // self._config.block_size
+        model = self._model
+        formats = stored_formats(model.graph, model.weights, self._config.kv_format)
+        return int(graph_cost(model.graph, Workload.decode(1, context), formats).memory_bytes)

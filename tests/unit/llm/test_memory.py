@@ -46,7 +46,7 @@ def test_too_much_kv_says_what_would_fit():
 
 
 def test_weights_that_do_not_fit():
-    with pytest.raises(CapacityError, match="weights need 10.00 GiB"):
+    with pytest.raises(CapacityError, match=r"weights need 10\.00 GiB"):
         plan(weight_bytes=10 * GIB)
 
 
