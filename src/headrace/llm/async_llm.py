@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _SHUT_DOWN = HeadraceError("The engine is shutting down.", "Try again later.", code="shutting_down")
 
 LONG_PROMPT = 20_000
-"""Characters from which a prompt is tokenized on another thread, so that the event loop goes on meanwhile."""
+"""Characters or tokens from which a prompt is checked on another thread, so that the event loop goes on meanwhile."""
 
 
 class AsyncLLM(ServedModel):
@@ -93,10 +93,7 @@ class AsyncLLM(ServedModel):
         Raises InvalidRequestError or ContextLengthError before the first delta; other HeadraceErrors at any time.
         """
         params = params or SamplingParams()
-        if isinstance(prompt, str) and len(prompt) > LONG_PROMPT:
-            prompt_ids = await asyncio.to_thread(self._runtime.check_prompt, prompt, params)
-        else:
-            prompt_ids = self._runtime.check_prompt(prompt, params)
+        prompt_ids = await self._check(prompt, params)
         await self.start()
         if not self.is_healthy:
             raise _SHUT_DOWN
@@ -125,13 +122,18 @@ class AsyncLLM(ServedModel):
     ) -> RequestOutput:
         """Continue a prompt to its end. Cancelling the task cancels the request."""
         params = params or SamplingParams()
-        prompt_ids = self._runtime.check_prompt(prompt, params)
+        prompt_ids = await self._check(prompt, params)
         text = prompt if isinstance(prompt, str) else None
         request_id = request_id or next(self._ids)
         collector = Collector(request_id, text, prompt_ids, params)
         async for delta in self.stream(prompt_ids, params, request_id=request_id):
             collector.add(delta)
         return collector.result()
+
+    async def _check(self, prompt: Prompt, params: SamplingParams) -> list[int]:
+        if len(prompt) > LONG_PROMPT:
+            return await asyncio.to_thread(self._runtime.check_prompt, prompt, params)
+        return self._runtime.check_prompt(prompt, params)
 
     def _submit(self, request_id: str, prompt_ids: list[int], params: SamplingParams) -> None:
         try:

@@ -73,11 +73,10 @@ def examine() -> MachineReport:
     """Measure this machine: about a second."""
     from headrace import _native
     from headrace.base.settings import from_environment
-    from headrace.executors.native import choose_isa, choose_threads
 
     settings = from_environment()
-    threads = choose_threads(settings.num_threads)
     cores, quota = len(os.sched_getaffinity(0)), cpu_quota()
+    threads = settings.num_threads or _native.available_cores()
     isas = tuple(_native.available_isas())
     huge_pages = _selected(Path("/sys/kernel/mm/transparent_hugepage/enabled"))
     warnings = []
@@ -96,7 +95,7 @@ def examine() -> MachineReport:
         cores=cores,
         cpu_quota=quota,
         isas=isas,
-        chosen_isa=choose_isa(settings.isa),
+        chosen_isa=settings.isa or isas[-1],
         memory_available=available_memory(),
         huge_pages=huge_pages,
         bandwidth={size: _native.read_bandwidth(size << 20, threads) for size in (1, 16, 128, 512)},

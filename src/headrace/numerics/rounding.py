@@ -1,0 +1,34 @@
+"""Rounding float32 to the 16-bit formats, and back: to the nearest value, ties to the one with an even last bit."""
+
+import numpy as np
+import numpy.typing as npt
+
+Float32 = npt.NDArray[np.float32]
+Bits16 = npt.NDArray[np.uint16]
+
+
+def f32_to_bf16(values: Float32) -> Bits16:
+    """The bits of the nearest bf16. Overflow gives infinity; a NaN stays one (made quiet); denormals are kept."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    # Adding just under half of the last kept bit, plus that bit, carries exactly when rounding goes up. It cannot wrap:
+    # only NaNs come near the top of the range, and they are replaced below.
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    quiet = (bits >> np.uint32(16)) | np.uint32(0x40)
+    is_nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(is_nan, quiet, rounded).astype(np.uint16)
+
+
+def bf16_to_f32(bits: Bits16) -> Float32:
+    """The exact value of each bf16."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def f32_to_f16(values: Float32) -> Bits16:
+    """The bits of the nearest binary16. Overflow gives infinity; denormals are kept."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.ascontiguousarray(values, dtype=np.float32).astype(np.float16).view(np.uint16)
+
+
+def f16_to_f32(bits: Bits16) -> Float32:
+    """The exact value of each binary16."""
+    return bits.view(np.float16).astype(np.float32)

@@ -1,0 +1,72 @@
+"""Between the engine's pace and the client's: deltas that wait for a socket are merged, not queued."""
+
+import asyncio
+
+from headrace.llm.outputs import Delta
+
+_MERGE_AT = 32
+
+
+class Mailbox:
+    """Deltas of one HTTP request, by choice. Several producers put, one consumer takes; one event loop.
+
+    However slowly the client reads, what waits is one text per choice, a list of its logprobs where they were asked,
+    and fewer than 32 deltas that are not merged yet: memory is bounded by the request's own ``max_tokens``.
+    """
+
+    def __init__(self, num_producers: int) -> None:
+        self._pending: dict[int, list[Delta]] = {}
+        self._num_open = num_producers
+        self._error: Exception | None = None
+        self._waiter: asyncio.Future[None] | None = None
+
+    def put(self, choice: int, delta: Delta) -> None:
+        """Add what a choice gained."""
+        waiting = self._pending.setdefault(choice, [])
+        waiting.append(delta)
+        if len(waiting) >= _MERGE_AT:
+            self._pending[choice] = [merge(waiting)]
+        self._wake()
+
+    def finish(self) -> None:
+        """One producer has put its last delta."""
+        self._num_open -= 1
+        self._wake()
+
+    def fail(self, error: Exception) -> None:
+        """End the request with an error, which `take` raises once what came before it is taken."""
+        self._error = self._error or error
+        self._wake()
+
+    async def take(self) -> dict[int, Delta]:
+        """Everything that waits, one delta per choice; empty after the last. Raises the error of `fail`."""
+        while not self._pending:
+            if self._error is not None:
+                raise self._error
+            if not self._num_open:
+                return {}
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        pending, self._pending = self._pending, {}
+        return {choice: merge(deltas) for choice, deltas in pending.items()}
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+def merge(deltas: list[Delta]) -> Delta:
+    """Consecutive deltas of one choice as one."""
+    if len(deltas) == 1:
+        return deltas[0]
+    last = deltas[-1]
+    asked = any(delta.logprobs is not None for delta in deltas)
+    return Delta(
+        index=last.index,
+        text="".join(delta.text for delta in deltas),
+        token_ids=[token for delta in deltas for token in delta.token_ids],
+        logprobs=[entry for delta in deltas for entry in delta.logprobs or ()] if asked else None,
+        finish_reason=last.finish_reason,
+        stop_reason=last.stop_reason,
+        metrics=last.metrics,
+    )
