@@ -18,9 +18,11 @@ class SampleRow:
 
     Attributes:
         params: what the user asked of sampling.
-        seed: the sequence's own random seed (already derived from the request's seed and the sample's number).
+        seed: the sequence's own random seed, 0 … 2^63 - 1 (already derived from the request's seed and the sample's
+            number).
         index: how many tokens the sequence has produced so far. The random number is a pure function of
-            ``(seed, index)``, so a preempted or rescheduled sequence draws the same one again.
+            ``(seed, index)``, so a preempted or rescheduled sequence draws the same one again. Where the temperature
+            is 0 no number is drawn, and seed and index may both be 0 (one row object then serves every step).
         prompt_ids: the prompt, for the repetition penalty. Empty where no penalty is asked.
         output_ids: the tokens produced so far, for the penalties. Empty where no penalty is asked.
         banned_ids: tokens that may not be chosen here (end-of-sequence tokens before ``min_tokens`` are reached).

@@ -34,7 +34,7 @@ def _kernels(executor: Executor) -> str:
     chosen = executor.describe()
     counts: Counter[str] = Counter()
     for kernel in chosen["kernels"]:
-        counts[f"{kernel['kernel']} for {kernel['format']}"] += kernel["count"]
+        counts[kernel["kernel"]] += kernel["count"]
     served = ", ".join(f"{name} ({count} matrices)" for name, count in counts.items())
     return (
         f"{chosen['isa']}, {chosen['num_threads']} threads: {served}; {chosen['packed_bytes'] / 2**20:.0f} MiB packed"

@@ -1,0 +1,1 @@
+"""What runs the engine's steps: native, torch, simulated; the KV pool's bytes; the sampler."""
