@@ -1,0 +1,51 @@
+// Number formats of stored weights: block geometry, and the one decoder per format that everything else is built on.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+#include <string>
+
+#include "linear.h"
+
+namespace headrace {
+
+// A quantized row is groups of small integers: w = scale * q, or scale * q + offset.
+struct FormatTraits {
+  const char* name;
+  int block;         // features per stored block; 1 for plain formats
+  int block_bytes;   // bytes per stored block
+  int group;         // features that share a scale; 0 for plain formats
+  int min_q, max_q;  // range of q; |q| <= 128, so every q is exact in bf16
+  bool has_offset;
+  bool f16_scales;  // scale and offset are stored as f16, not computed from a product
+};
+
+const FormatTraits& traits(Format format);
+
+// Throws std::invalid_argument, naming the format, if no kernel reads it.
+Format format_named(const std::string& name);
+
+// Decode `features` values of a quantized row to integers and one scale (and offset, if the format has them; else
+// untouched) per group. `features` must be a multiple of the format's block.
+void decode_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, float* scale, float* offset);
+
+// Internal linkage, here and below: files compiled for different instruction sets must not share code.
+// IEEE half to single, exact for every input. Branch-free so that loops over it vectorize on any target.
+static inline float f16_to_f32(uint16_t h) {
+  const uint32_t magnitude = h & 0x7fffu;
+  // Move exponent and mantissa into place, then let a multiplication correct the bias: it normalizes subnormals too.
+  const float scaled = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t nonfinite = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | nonfinite | (uint32_t{h} & 0x8000u) << 16);
+}
+
+static inline float bf16_to_f32(uint16_t h) { return std::bit_cast<float>(uint32_t{h} << 16); }
+
+// Round to nearest, ties to even. NaN keeps its sign and becomes quiet.
+static inline uint16_t f32_to_bf16(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+}  // namespace headrace

@@ -1,0 +1,21 @@
+// Which instruction sets this build and this machine share.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "linear.h"
+
+namespace headrace {
+
+// The name users see and give: "portable", "avx2", "avx512", "amx".
+const char* isa_name(Isa isa);
+
+// The best available set, or the one named; throws std::invalid_argument, listing what there is, if it is not
+// available.
+Isa choose_isa(const std::string& name);
+
+// Names of the available sets, best last.
+std::vector<std::string> available_isas();
+
+}  // namespace headrace

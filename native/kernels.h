@@ -1,0 +1,95 @@
+// The kernels between the linear layers, one table of them per instruction set. They know rows and blocks, not plans.
+//
+// Contract (determinism): what a kernel makes of one row depends on that row alone, never on how many are given.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "linear.h"
+
+namespace headrace {
+
+enum class KvFormat : uint8_t { f32, bf16 };
+enum class GluActivation : uint8_t { silu, gelu_tanh };
+
+// One layer's attention, and how its KV blocks lie in memory. In a block, keys are [kv_head][head_dim][block_size] (a
+// vector holds one feature of 16 tokens: no sums across lanes) and values are [kv_head][block_size][head_dim].
+struct AttentionShape {
+  int32_t num_heads, num_kv_heads, head_dim, block_size;
+  int32_t window;  // keys that a query sees, itself included; 0: all before it
+  float scale;
+  KvFormat format;
+
+  int32_t group() const { return num_heads / num_kv_heads; }
+  // Values of one head in one block of keys (or of values).
+  int64_t head_values() const { return int64_t{head_dim} * block_size; }
+  int64_t block_values() const { return num_kv_heads * head_values(); }
+};
+
+// One layer's part of the KV pool: blocks of `AttentionShape::block_values` values.
+struct KvLayer {
+  void* keys;
+  void* values;
+};
+
+// Keys are attended to in splits of this many positions, each by itself, whose results are joined in order: the
+// arithmetic of a row is the same whether one worker takes all its splits or several take some each.
+constexpr int32_t kSplitKeys = 512;
+
+// Query heads of one KV head times consecutive rows of one sequence that a kernel takes at once.
+constexpr int32_t kMaxQueries = 48;
+
+// Work of one call: some consecutive rows of a sequence, one KV head, some splits.
+struct AttentionTask {
+  const int32_t* block_table;
+  const float* q;  // the first row
+  int64_t ldq;
+  float* out;  // the first row
+  int64_t ldo;
+  int32_t first_position;  // of the first row
+  int32_t num_rows;
+  int32_t kv_head;
+  int32_t split_begin, split_end;  // in units of kSplitKeys positions
+  // Where to leave unfinished results instead of `out`: [query head of the group][partial_floats]; one row, one split.
+  float* partial;
+};
+
+// Floats of one query's unfinished result: weighted sum of values (padded to 16), maximum score, sum of weights.
+inline int64_t padded_dim(int32_t head_dim) { return (int64_t{head_dim} + 15) / 16 * 16; }
+inline int64_t partial_floats(int32_t head_dim) { return padded_dim(head_dim) + 16; }
+// Floats of working memory that `attend` wants for tasks of at most `queries` queries.
+int64_t attention_scratch_floats(int64_t queries, int32_t head_dim);
+
+struct Peak {
+  float value;
+  int32_t index;  // the lowest, on a tie
+  bool finite;    // no NaN and no infinity above, and not -infinity everywhere
+};
+
+struct Kernels {
+  // Runs of `group` features of one row: y = x / rms(x) * weight.
+  void (*rms_norm)(const float* x, int64_t features, int64_t group, const float* weight, float eps, float* y);
+  // One row of heads; cos and sin [rotary_dim / 2] of its position.
+  void (*rope)(const float* x, int64_t heads, int64_t head_dim, int64_t rotary_dim, const float* cos, const float* sin,
+               float* y);
+  void (*glu)(GluActivation activation, const float* gate, const float* up, int64_t n, float* y);
+  void (*add)(const float* a, const float* b, int64_t n, float* y);
+  void (*scale)(float* x, int64_t n, float factor);
+  // One token's keys and values, [num_kv_heads * head_dim] each, into place `offset` of a block.
+  void (*write_kv)(const AttentionShape& shape, const KvLayer& layer, int32_t block, int32_t offset, const float* k,
+                   const float* v);
+  void (*attend)(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch);
+  // Join `count` partial results of one query, `stride` floats apart, in order; out [head_dim].
+  void (*join)(const float* partials, int64_t count, int64_t stride, int32_t head_dim, float* out, float* scratch);
+  Peak (*peak)(const float* x, int64_t n);
+  // Sum of e^(x - shift), in double.
+  double (*sum_exp)(const float* x, int64_t n, double shift);
+  // weights[i] = e^(x[i] - shift).
+  void (*exp_weights)(const double* x, int64_t n, double shift, double* weights);
+};
+
+// The table for an available instruction set (AMX machines use the AVX-512 one).
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace headrace

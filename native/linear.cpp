@@ -1,0 +1,210 @@
+// Choosing a kernel for a weight, and the f32 family's side of the contract in linear.h.
+#include "linear.h"
+
+#include <algorithm>
+#include <cassert>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "buffer.h"
+#include "formats.h"
+#include "isa.h"
+#include "linear_tile.h"
+#include "linear_f32.h"
+
+namespace headrace {
+
+Linear::~Linear() = default;
+
+namespace {
+
+using Payload = PanelWeights::Payload;
+
+Payload payload_of(Format format) {
+  if (format == Format::f32) return Payload::f32;
+  if (format == Format::f16) return Payload::f16;
+  if (format == Format::bf16) return Payload::bf16;
+  const FormatTraits& t = traits(format);
+  return t.max_q - t.min_q < 16 ? Payload::u4 : Payload::i8;
+}
+
+// Bytes that 16 columns of one feature take, times two (a u4 feature takes half a byte per column).
+int64_t panel_bytes(Payload payload, int64_t features) {
+  switch (payload) {
+    case Payload::f32:
+      return features * kPanel * 4;
+    case Payload::f16:
+    case Payload::bf16:
+      return features * kPanel * 2;
+    case Payload::i8:
+      return features * kPanel;
+    default:
+      return features * kPanel / 2;
+  }
+}
+
+// Interleave row `lane` of a panel of plain values: out[k][lane] = row[k].
+template <typename T>
+void interleave(const uint8_t* row, int64_t features, int64_t lane, uint8_t* panel) {
+  T* out = reinterpret_cast<T*>(panel) + lane;
+  for (int64_t k = 0; k < features; ++k) std::memcpy(out + k * kPanel, row + k * sizeof(T), sizeof(T));
+}
+
+F32Kernel f32_kernel(Isa isa) {
+#if defined(__x86_64__)
+  if (isa >= Isa::avx512) return linear_f32_avx512;
+  if (isa == Isa::avx2) return linear_f32_avx2;
+#endif
+  assert(isa == Isa::portable);
+  return linear_f32_portable;
+}
+
+const char* f32_kernel_name(Isa isa, Payload payload) {
+  static constexpr const char* kNames[3][5] = {
+      {"portable f32", "portable f16", "portable bf16", "portable w8", "portable w4"},
+      {"avx2 f32", "avx2 f16", "avx2 bf16", "avx2 w8", "avx2 w4"},
+      {"avx512 f32", "avx512 f16", "avx512 bf16", "avx512 w8", "avx512 w4"},
+  };
+  return kNames[static_cast<int>(isa)][static_cast<int>(payload)];
+}
+
+class F32Linear final : public Linear {
+ public:
+  F32Linear(Format format, int64_t out, int64_t in, Isa isa, Activation activation) {
+    const FormatTraits& t = traits(format);
+    const int64_t panels = (out + kPanel - 1) / kPanel;
+    const Payload payload = payload_of(format);
+    weights_ = {payload, out, in, t.group, static_cast<float>(t.min_q), nullptr, panel_bytes(payload, in), nullptr,
+                nullptr};
+    const size_t data_bytes = panels * weights_.panel_bytes;
+    data_ = Buffer(data_bytes);
+    weights_.data = data_.as();
+    const size_t scale_bytes = t.group ? panels * (in / t.group) * kPanel * sizeof(float) : 0;
+    if (t.group) weights_.scales = (scales_ = Buffer(scale_bytes)).as<float>();
+    if (t.has_offset) weights_.offsets = (offsets_ = Buffer(scale_bytes)).as<float>();
+
+    out_features = out;
+    in_features = in;
+    form = {isa, activation, 0, 0};
+    kernel = f32_kernel_name(isa, payload);
+    packed_bytes = data_bytes + scale_bytes * (t.has_offset ? 2 : 1);
+    run_ = f32_kernel(isa);
+  }
+
+  void run(const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+           int64_t column_end) const override {
+    assert(column_begin % column_tile == 0 && column_end <= out_features);
+    run_(weights_, static_cast<const float*>(prepared), rows, y, ldy, column_begin, column_end);
+  }
+
+  void pack(const WeightView& w, int64_t column_begin, int64_t column_end) override {
+    assert(w.out_features == out_features && w.in_features == in_features && column_begin % column_tile == 0);
+    for (int64_t n = column_begin; n < column_end; n += kPanel) pack_panel(w, n / kPanel);
+  }
+
+ private:
+  void pack_panel(const WeightView& w, int64_t panel) {
+    uint8_t* out = data_.as() + panel * weights_.panel_bytes;
+    const int64_t lanes = std::min(kPanel, out_features - panel * kPanel);
+    if (lanes < kPanel) clear_panel(panel);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const uint8_t* row = w.data + (panel * kPanel + lane) * w.row_bytes;
+      if (weights_.payload == Payload::f32) {
+        interleave<uint32_t>(row, in_features, lane, out);
+      } else if (weights_.group == 0) {
+        interleave<uint16_t>(row, in_features, lane, out);
+      } else {
+        pack_quants(w.format, row, panel, lane, out);
+      }
+    }
+  }
+
+  // Lanes past the last column multiply to zero instead of to whatever the memory held.
+  void clear_panel(int64_t panel) {
+    std::memset(data_.as() + panel * weights_.panel_bytes, 0, weights_.panel_bytes);
+    if (weights_.group == 0) return;
+    const int64_t floats = in_features / weights_.group * kPanel;
+    std::fill_n(scales_.as<float>() + panel * floats, floats, 0.0f);
+    if (weights_.offsets) std::fill_n(offsets_.as<float>() + panel * floats, floats, 0.0f);
+  }
+
+  void pack_quants(Format format, const uint8_t* row, int64_t panel, int64_t lane, uint8_t* out) {
+    const FormatTraits& t = traits(format);
+    constexpr int64_t kMaxBlock = 256;
+    int8_t q[kMaxBlock];
+    float scale[kMaxBlock / 16], offset[kMaxBlock / 16];
+    for (int64_t k = 0; k < in_features; k += t.block, row += t.block_bytes) {
+      decode_quants(format, row, t.block, q, scale, offset);
+      for (int i = 0; i < t.block / t.group; ++i) {
+        const int64_t at = ((panel * in_features + k) / t.group + i) * kPanel + lane;
+        scales_.as<float>()[at] = scale[i];
+        if (t.has_offset) offsets_.as<float>()[at] = offset[i];
+      }
+      if (weights_.payload == Payload::i8) {
+        for (int i = 0; i < t.block; ++i) out[(k + i) * kPanel + lane] = static_cast<uint8_t>(q[i]);
+      } else {
+        for (int i = 0; i < t.block; i += 2) {
+          out[(k + i) / 2 * kPanel + lane] = static_cast<uint8_t>((q[i] - t.min_q) | (q[i + 1] - t.min_q) << 4);
+        }
+      }
+    }
+  }
+
+  PanelWeights weights_{};
+  Buffer data_, scales_, offsets_;
+  F32Kernel run_ = nullptr;
+};
+
+}  // namespace
+
+size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
+#if defined(__x86_64__)
+  if (form.isa == Isa::amx) return amx_prepared_bytes(form, rows, features);
+#endif
+  return rows * features * sizeof(float);
+}
+
+void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
+             int64_t row_begin, int64_t row_end) {
+  assert(row_begin % kRowTile == 0);
+#if defined(__x86_64__)
+  if (form.isa == Isa::amx) {
+    amx_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);
+    return;
+  }
+#endif
+  float* out = static_cast<float*>(prepared);
+  for (int64_t m = row_begin; m < row_end; ++m) {
+    const float* from = x + m * ldx;
+    float* to = out + m * features;
+    if (form.activation == Activation::f32) {
+      std::memcpy(to, from, features * sizeof(float));
+    } else {
+      for (int64_t k = 0; k < features; ++k) to[k] = bf16_to_f32(f32_to_bf16(from[k]));
+    }
+  }
+}
+
+std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t in_features, Isa isa,
+                                    Activation activation) {
+  const FormatTraits& t = traits(format);
+  const std::string shape = "[" + std::to_string(out_features) + ", " + std::to_string(in_features) + "]";
+  if (out_features < 1 || in_features < 1) throw std::invalid_argument("weight " + shape + " is empty");
+  if (in_features % t.block != 0) {
+    throw std::invalid_argument("weight " + shape + " in " + t.name + ": in_features must be a multiple of " +
+                                std::to_string(t.block));
+  }
+  if (!isa_available(isa)) {
+    throw std::invalid_argument(std::string("instruction set ") + isa_name(isa) + " is not available here");
+  }
+#if defined(__x86_64__)
+  // AMX multiplies bf16: exact for bf16 and quantized weights, a rounding for f32 and f16, which stay in f32.
+  if (isa == Isa::amx && format != Format::f32 && format != Format::f16) {
+    return make_amx_linear(format, out_features, in_features, activation);
+  }
+#endif
+  return std::make_unique<F32Linear>(format, out_features, in_features, std::min(isa, Isa::avx512), activation);
+}
+
+}  // namespace headrace

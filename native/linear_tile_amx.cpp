@@ -1,0 +1,511 @@
+// AMX kernels. Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mamx-tile -mamx-bf16; everything
+// but the four entry points is in an unnamed namespace, and no standard library code is used (see simd.h).
+//
+// One output is computed as, in this order for every shape of the call:
+//   for each block of tile_k features:   C = tile(hi); C += tile(lo); acc = fma(C, scale, acc);
+//                                        acc = fma(offset, sum of inputs, acc)
+// where a tile product is two chains of fused multiply-adds over even and odd k, added at its end (the definition of
+// TDPBF16PS). Up to 8 rows, hi and lo rows are stacked in one A tile and C is added up in the epilogue: that is the
+// same addition, so the bits are the same, at half the tile products. A product with few rows costs 12 cycles instead
+// of 19, and storing C costs 18 whatever its rows.
+#include <immintrin.h>
+
+#include "linear_tile.h"
+
+namespace headrace {
+namespace {
+
+using Payload = AmxWeights::Payload;
+
+constexpr int64_t kStackedRows = kTileRows / 2;  // calls of up to this many rows stack hi and lo
+constexpr int64_t kTileBytes = 1024;
+// Many rows: a chunk of features of a group of panels is unpacked at a time, 32 KiB.
+constexpr int64_t kChunkBlocks = 8, kGroupPanels = 4;
+
+// Tile registers, two of each: while one block is multiplied, the next one loads and the last one is stored.
+constexpr int kC = 0, kB = 2, kHi = 4, kLo = 6;
+
+// GCC's tile intrinsics do not tell the compiler what memory they read.
+inline void memory_barrier() { asm volatile("" ::: "memory"); }
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
+void configure(int64_t a_rows, int64_t tile_k) {
+  TileConfig config;
+  const auto set = [&](int tile, int64_t rows, int64_t bytes) {
+    config.rows[tile] = static_cast<uint8_t>(rows);
+    config.row_bytes[tile] = static_cast<uint16_t>(bytes);
+  };
+  for (int i = 0; i < 2; ++i) {
+    set(kC + i, a_rows, 64);
+    set(kB + i, tile_k / 2, 64);
+    set(kHi + i, a_rows, tile_k * 2);
+    set(kLo + i, a_rows, tile_k * 2);
+  }
+  memory_barrier();
+  _tile_loadconfig(&config);
+}
+
+// ---- unpacking a block to a B tile ----------------------------------------------------------------------------------
+
+// bf16 values of the 4-bit codes, twice: vpermw indexes 32 entries, and the fifth bit of an index is whatever the
+// neighbouring nibble left there.
+__m512i code_table(int min_q) {
+  alignas(64) uint16_t table[32];
+  for (int i = 0; i < 32; ++i) {
+    const float value = static_cast<float>((i & 15) + min_q);
+    table[i] = static_cast<uint16_t>(_mm_cvtsi128_si32(_mm_castps_si128(_mm_set_ss(value))) >> 16);
+  }
+  return _mm512_load_si512(table);
+}
+
+template <int TileK>
+inline void unpack_u4(const uint8_t* from, __m512i table, uint8_t* to) {
+  for (int r = 0; r < TileK / 8; ++r) {
+    const __m512i w = _mm512_loadu_si512(from + 64 * r);
+    uint8_t* out = to + 256 * r;
+    _mm512_store_si512(out, _mm512_permutexvar_epi16(w, table));
+    _mm512_store_si512(out + 64, _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 4), table));
+    _mm512_store_si512(out + 128, _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 8), table));
+    _mm512_store_si512(out + 192, _mm512_permutexvar_epi16(_mm512_srli_epi16(w, 12), table));
+  }
+}
+
+// Two bytes q + 128 in the low half of each lane become a bf16 pair. A byte dropped into the mantissa of a power of two
+// whose unit sits where the byte does is that power plus the byte; subtracting is exact, and so is cutting to bf16.
+inline __m512i pair_from_bytes(__m512i w) {
+  const __m512i magic0 = _mm512_set1_epi32(0x4b000000), magic1 = _mm512_set1_epi32(0x47000000);  // 2^23, 2^15
+  const __m512i even = _mm512_ternarylogic_epi32(w, _mm512_set1_epi32(0xff), magic0, 0xea);  // (w & mask) | magic
+  const __m512i odd = _mm512_ternarylogic_epi32(w, _mm512_set1_epi32(0xff00), magic1, 0xea);
+  const __m512 q0 = _mm512_sub_ps(_mm512_castsi512_ps(even), _mm512_set1_ps(0x1p23f + 128));
+  const __m512 q1 = _mm512_sub_ps(_mm512_castsi512_ps(odd), _mm512_set1_ps(0x1p15f + 128));
+  const __m512i low = _mm512_srli_epi32(_mm512_castps_si512(q0), 16);
+  return _mm512_ternarylogic_epi32(_mm512_castps_si512(q1), _mm512_set1_epi32(-65536), low, 0xea);
+}
+
+template <int TileK>
+inline void unpack_i8(const uint8_t* from, uint8_t* to) {
+  for (int r = 0; r < TileK / 4; ++r) {
+    const __m512i w = _mm512_loadu_si512(from + 64 * r);
+    _mm512_store_si512(to + 128 * r, pair_from_bytes(w));
+    _mm512_store_si512(to + 128 * r + 64, pair_from_bytes(_mm512_srli_epi32(w, 16)));
+  }
+}
+
+template <Payload P, int TileK>
+inline void unpack(const uint8_t* from, __m512i table, uint8_t* to) {
+  if constexpr (P == Payload::u4) unpack_u4<TileK>(from, table, to);
+  if constexpr (P == Payload::i8) unpack_i8<TileK>(from, to);
+}
+
+// ---- one panel times one row tile ------------------------------------------------------------------------------------
+
+template <bool F16>
+inline __m512 load_scales(const uint8_t* p) {
+  if constexpr (F16) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_loadu_ps(p);
+}
+
+struct PanelView {
+  const uint8_t *payload, *scales, *offsets;  // of the first block of the chunk
+  int64_t blocks;
+  __m512i table;
+  uint8_t* unpacked;  // [blocks or kRing][kTileBytes]
+};
+
+struct RowTile {
+  const uint8_t* a;   // prepared inputs of the first block: [blocks][hi, lo][rows][tile_k]
+  const float* sums;  // [blocks][16]
+  int64_t rows;       // of the A tile's hi part
+  int64_t valid;      // rows that exist in y
+};
+
+struct Output {
+  float* y;
+  int64_t ldy;
+  __mmask16 mask;  // columns that exist
+  bool first;      // start from zero instead of from y
+};
+
+constexpr int64_t kLag = 4;    // products stored before the epilogue reads them back
+constexpr int64_t kAhead = 2;          // blocks unpacked before they are multiplied, so that stores have reached L1
+constexpr int64_t kRing = 8;       // unpacked blocks kept when nothing reuses them
+constexpr int64_t kPrefetch = 4096;  // bytes of payload requested ahead
+
+template <bool V>
+struct Bool {
+  static constexpr bool value = V;
+};
+
+// The tile instructions name registers by literals, so each parity of a block has its own text.
+template <bool Odd, bool Lo>
+inline void multiply_block() {
+  if constexpr (Odd) {
+    _tile_zero(1);
+    _tile_dpbf16ps(1, 5, 3);
+    if constexpr (Lo) _tile_dpbf16ps(1, 7, 3);
+  } else {
+    _tile_zero(0);
+    _tile_dpbf16ps(0, 4, 2);
+    if constexpr (Lo) _tile_dpbf16ps(0, 6, 2);
+  }
+}
+
+template <bool Odd>
+inline void store_block(float* c) {
+  if constexpr (Odd) {
+    _tile_stored(1, c, 64);
+  } else {
+    _tile_stored(0, c, 64);
+  }
+}
+
+// R: rows the epilogue handles (>= rows). Stacked: hi and lo rows in one tile. Unpack: this is the first row tile to see
+// the chunk, so unpack it on the way.
+template <Payload P, int TileK, bool Offset, bool F16, bool Lo, int R, bool Stacked, bool Unpack>
+__attribute__((noinline)) void multiply(const PanelView& w, const RowTile& x, const Output& out, int64_t ring_mask) {
+  alignas(64) float c[kLag][kTileRows * kTileColumns];
+  constexpr int64_t kScaleBytes = kTileColumns * (F16 ? 2 : 4);
+  constexpr int64_t kPayloadBytes = TileK * kTileColumns / (P == Payload::u4 ? 2 : 1);
+  constexpr int64_t kRowBytes = TileK * 2;
+  const int64_t a_bytes = x.rows * kRowBytes * (Lo ? 2 : 1);
+  const int64_t c_lo = Stacked && Lo ? x.rows * kTileColumns : 0;
+
+  __m512 acc[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    acc[r] = out.first || r >= x.valid ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(out.mask, out.y + r * out.ldy);
+  }
+  const auto epilogue = [&](int64_t g) __attribute__((always_inline)) {
+    const float* tile = c[g % kLag];
+    const __m512 scale = load_scales<F16>(w.scales + g * kScaleBytes);
+    const __m512 offset = Offset ? load_scales<F16>(w.offsets + g * kScaleBytes) : scale;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      __m512 v = _mm512_load_ps(tile + r * kTileColumns);
+      if constexpr (Stacked && Lo) v = _mm512_add_ps(v, _mm512_load_ps(tile + c_lo + r * kTileColumns));
+      acc[r] = _mm512_fmadd_ps(v, scale, acc[r]);
+      if constexpr (Offset) acc[r] = _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sums[g * kTileRows + r]), acc[r]);
+    }
+  };
+  const auto unpack_block = [&](int64_t g) __attribute__((always_inline)) {
+    const uint8_t* from = w.payload + g * kPayloadBytes;
+    for (int64_t i = 0; i < kPayloadBytes; i += 64) _mm_prefetch((const char*)from + kPrefetch + i, _MM_HINT_T0);
+    unpack<P, TileK>(from, w.table, w.unpacked + (g & ring_mask) * kTileBytes);
+  };
+
+  const auto load_block = [&](auto odd, int64_t g) __attribute__((always_inline)) {
+    const uint8_t* a = x.a + g * a_bytes;
+    const uint8_t* b = w.unpacked + (g & ring_mask) * kTileBytes;
+    memory_barrier();
+    if constexpr (decltype(odd)::value) {
+      _tile_loadd(3, b, 64);
+      _tile_loadd(5, a, kRowBytes);
+      if constexpr (Lo && !Stacked) _tile_loadd(7, a + a_bytes / 2, kRowBytes);
+    } else {
+      _tile_loadd(2, b, 64);
+      _tile_loadd(4, a, kRowBytes);
+      if constexpr (Lo && !Stacked) _tile_loadd(6, a + a_bytes / 2, kRowBytes);
+    }
+  };
+  const auto step = [&](auto odd, int64_t g) __attribute__((always_inline)) {
+    constexpr bool kOdd = decltype(odd)::value;
+    if (g + 1 < w.blocks) load_block(Bool<!kOdd>(), g + 1);
+    multiply_block<kOdd, Lo && !Stacked>();
+    if (g > 0) store_block<!kOdd>(c[(g - 1) % kLag]);
+  };
+
+  if constexpr (Unpack) {
+    for (int64_t g = 0; g < kAhead && g < w.blocks; ++g) unpack_block(g);
+  }
+  load_block(Bool<false>(), 0);
+  for (int64_t g = 0; g < w.blocks; ++g) {
+    if constexpr (Unpack) {
+      if (g + kAhead < w.blocks) unpack_block(g + kAhead);
+    }
+    if (g > kLag) epilogue(g - 1 - kLag);
+    g & 1 ? step(Bool<true>(), g) : step(Bool<false>(), g);
+  }
+  const int64_t last = w.blocks - 1;
+  if (last >= kLag) epilogue(last - kLag);
+  last & 1 ? store_block<true>(c[last % kLag]) : store_block<false>(c[last % kLag]);
+  for (int64_t g = last < kLag ? 0 : last + 1 - kLag; g <= last; ++g) epilogue(g);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    if (r < x.valid) _mm512_mask_storeu_ps(out.y + r * out.ldy, out.mask, acc[r]);
+  }
+}
+
+template <Payload P, int TileK, bool Offset, bool F16, bool Lo>
+void multiply_stacked(const PanelView& w, const RowTile& x, const Output& out) {
+  const auto run = x.rows == 1   ? multiply<P, TileK, Offset, F16, Lo, 1, true, true>
+                   : x.rows == 2 ? multiply<P, TileK, Offset, F16, Lo, 2, true, true>
+                   : x.rows <= 4 ? multiply<P, TileK, Offset, F16, Lo, 4, true, true>
+                                 : multiply<P, TileK, Offset, F16, Lo, 8, true, true>;
+  run(w, x, out, kRing - 1);
+}
+
+// Where block `g` of the panel that starts at column n lies.
+PanelView panel_view(const AmxWeights& w, int64_t n, int64_t g, int64_t blocks, __m512i table, uint8_t* unpacked) {
+  const uint8_t* payload = w.data + n / kTileColumns * w.panel_bytes;
+  const uint8_t* scales = payload + w.blocks * w.payload_bytes;
+  const uint8_t* offsets = scales + w.blocks * w.scale_bytes;
+  return {payload + g * w.payload_bytes, scales + g * w.scale_bytes, offsets + g * w.scale_bytes, blocks, table,
+          unpacked};
+}
+
+__mmask16 columns_mask(int64_t n, int64_t end) {
+  return static_cast<__mmask16>(end - n < kTileColumns ? (1u << (end - n)) - 1 : 0xffff);
+}
+
+// Up to 8 rows: weights are unpacked to a small ring and used once.
+template <Payload P, int TileK, bool Offset, bool F16, bool Lo>
+void run_few_rows(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy,
+                  int64_t column_begin, int64_t column_end) {
+  alignas(64) uint8_t unpacked[kRing * kTileBytes];
+  const auto* sums = reinterpret_cast<const float*>(prepared + w.blocks * rows * TileK * 2 * (Lo ? 2 : 1));
+  const RowTile x{prepared, sums, rows, rows};
+  const __m512i table = code_table(w.min_q);
+  configure(Lo ? 2 * rows : rows, TileK);
+  for (int64_t n = column_begin; n < column_end; n += kTileColumns) {
+    const PanelView panel = panel_view(w, n, 0, w.blocks, table, unpacked);
+    multiply_stacked<P, TileK, Offset, F16, Lo>(panel, x, {y + n, ldy, columns_mask(n, column_end), true});
+  }
+  _tile_release();
+}
+
+// More rows: a chunk of features of a few panels is unpacked once and used by every row tile, whose inputs stay in L1
+// from one panel to the next. Accumulators rest in y between chunks.
+template <Payload P, int TileK, bool Offset, bool F16, bool Lo>
+void run_many_rows(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy,
+                   int64_t column_begin, int64_t column_end) {
+  alignas(64) uint8_t unpacked[kGroupPanels * kChunkBlocks * kTileBytes];
+  constexpr int64_t kBlockBytes = kTileRows * TileK * 2 * (Lo ? 2 : 1);
+  const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
+  const auto* sums = reinterpret_cast<const float*>(prepared + row_tiles * w.blocks * kBlockBytes);
+  const __m512i table = code_table(w.min_q);
+  configure(kTileRows, TileK);
+  for (int64_t group = column_begin; group < column_end; group += kGroupPanels * kTileColumns) {
+    const int64_t rest = column_end - group;
+    const int64_t group_end = rest < kGroupPanels * kTileColumns ? column_end : group + kGroupPanels * kTileColumns;
+    for (int64_t g = 0; g < w.blocks; g += kChunkBlocks) {
+      const int64_t blocks = w.blocks - g < kChunkBlocks ? w.blocks - g : kChunkBlocks;
+      for (int64_t m = 0; m < rows; m += kTileRows) {
+        const int64_t at = m / kTileRows * w.blocks + g;
+        const int64_t valid = rows - m < kTileRows ? rows - m : kTileRows;
+        const RowTile x{prepared + at * kBlockBytes, sums + at * kTileRows, kTileRows, valid};
+        uint8_t* scratch = unpacked;
+        for (int64_t n = group; n < group_end; n += kTileColumns, scratch += kChunkBlocks * kTileBytes) {
+          const PanelView panel = panel_view(w, n, g, blocks, table, scratch);
+          const Output out{y + m * ldy + n, ldy, columns_mask(n, column_end), g == 0};
+          if (m == 0) {
+            multiply<P, TileK, Offset, F16, Lo, kTileRows, false, true>(panel, x, out, -1);
+          } else {
+            multiply<P, TileK, Offset, F16, Lo, kTileRows, false, false>(panel, x, out, -1);
+          }
+        }
+      }
+    }
+  }
+  _tile_release();
+}
+
+template <Payload P, int TileK, bool Offset, bool F16, bool Lo>
+void run_quantized(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy,
+                   int64_t column_begin, int64_t column_end) {
+  const auto run = rows <= kStackedRows ? run_few_rows<P, TileK, Offset, F16, Lo>
+                                        : run_many_rows<P, TileK, Offset, F16, Lo>;
+  run(w, prepared, rows, y, ldy, column_begin, column_end);
+}
+
+// ---- plain bf16 weights: the packed form is the tiles, and C stays in its register over all features -----------------
+
+template <bool Lo>
+void run_bf16(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+              int64_t column_end) {
+  alignas(64) float c[kTileRows * kTileColumns];
+  const int64_t tile_rows = rows <= kStackedRows ? rows : kTileRows;
+  const int64_t part = tile_rows * 64, block_bytes = part * (Lo ? 2 : 1);
+
+  configure(tile_rows, 32);
+  for (int64_t n = column_begin; n < column_end; n += kTileColumns) {
+    const uint8_t* panel = w.data + n / kTileColumns * w.panel_bytes;
+    const int64_t columns = column_end - n < kTileColumns ? column_end - n : kTileColumns;
+    const auto mask = static_cast<__mmask16>((1u << columns) - 1);
+    for (int64_t m = 0; m < rows; m += kTileRows) {
+      const uint8_t* a = prepared + m / kTileRows * w.blocks * block_bytes;
+      memory_barrier();
+      _tile_zero(0);
+      for (int64_t g = 0; g < w.blocks; ++g, a += block_bytes) {
+        _tile_loadd(4, panel + g * kTileBytes, 64);
+        _tile_loadd(2, a, 64);
+        _tile_dpbf16ps(0, 2, 4);
+        if constexpr (Lo) {
+          _tile_loadd(3, a + part, 64);
+          _tile_dpbf16ps(0, 3, 4);
+        }
+      }
+      _tile_stored(0, c, 64);
+      for (int64_t r = 0; r < kTileRows && m + r < rows; ++r) {
+        _mm512_mask_storeu_ps(y + (m + r) * ldy + n, mask, _mm512_load_ps(c + r * kTileColumns));
+      }
+    }
+  }
+  _tile_release();
+}
+
+// ---- inputs ---------------------------------------------------------------------------------------------------------
+
+// Round 32 features to bf16 and return what the rounding left, which is exact in f32.
+inline __m512i round_bf16(__m512& v0, __m512& v1) {
+  const __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(v1, v0);
+  const auto widen = [](__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); };
+  v0 = _mm512_sub_ps(v0, widen(_mm512_castsi512_si256(hi)));
+  v1 = _mm512_sub_ps(v1, widen(_mm512_extracti64x4_epi64(hi, 1)));
+  return hi;
+}
+
+}  // namespace
+
+void amx_prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
+                 int64_t row_begin, int64_t row_end) {
+  const bool lo = form.activation == Activation::f32;
+  const int64_t tile_k = form.layout, blocks = (features + tile_k - 1) / tile_k;
+  const int64_t tile_rows = rows <= kStackedRows ? rows : kTileRows;
+  const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t part = tile_rows * tile_k * 2, block_bytes = part * (lo ? 2 : 1);
+  uint8_t* const out = static_cast<uint8_t*>(prepared);
+  float* const sums = reinterpret_cast<float*>(out + row_tiles * blocks * block_bytes);
+  // The rows that pad the last tile are zeros.
+  const int64_t end = row_end == rows ? (row_tiles - 1) * kTileRows + tile_rows : row_end;
+  for (int64_t m = row_begin; m < end; ++m) {
+    const int64_t t = m / kTileRows, r = m % kTileRows;
+    for (int64_t k = 0; k < features; k += 32) {
+      const auto lanes = [&](int64_t from) {
+        const int64_t n = m >= rows ? 0 : features - from;
+        return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1);
+      };
+      __m512 v0 = _mm512_maskz_loadu_ps(lanes(k), x + m * ldx + k);
+      __m512 v1 = _mm512_maskz_loadu_ps(lanes(k + 16), x + m * ldx + k + 16);
+      const __m512 x0 = v0, x1 = v1;
+      const __m512i hi = round_bf16(v0, v1);
+      const __m512i rest = (__m512i)_mm512_cvtne2ps_pbh(v1, v0);
+      const __m512 s0 = lo ? x0 : _mm512_sub_ps(x0, v0), s1 = lo ? x1 : _mm512_sub_ps(x1, v1);
+      uint8_t* to = out + (t * blocks + k / tile_k) * block_bytes + r * tile_k * 2;
+      float* sum = sums + (t * blocks + k / tile_k) * kTileRows + r;
+      if (tile_k == 32) {
+        _mm512_storeu_si512(to, hi);
+        if (lo) _mm512_storeu_si512(to + part, rest);
+        if (form.group != 0) *sum = _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
+      } else {
+        _mm256_storeu_si256((__m256i*)to, _mm512_castsi512_si256(hi));
+        _mm256_storeu_si256((__m256i*)(to + block_bytes), _mm512_extracti64x4_epi64(hi, 1));
+        if (lo) _mm256_storeu_si256((__m256i*)(to + part), _mm512_castsi512_si256(rest));
+        if (lo) _mm256_storeu_si256((__m256i*)(to + block_bytes + part), _mm512_extracti64x4_epi64(rest, 1));
+        if (form.group != 0) {
+          sum[0] = _mm512_reduce_add_ps(s0);
+          sum[kTileRows] = _mm512_reduce_add_ps(s1);
+        }
+      }
+    }
+  }
+}
+
+void amx_run(const AmxWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+             int64_t column_end) {
+  const auto* a = static_cast<const uint8_t*>(prepared);
+  const bool lo = w.activation == Activation::f32;
+  const auto call = [&](auto kernel_f32, auto kernel_bf16) {
+    (lo ? kernel_f32 : kernel_bf16)(w, a, rows, y, ldy, column_begin, column_end);
+  };
+  // The combinations that formats come in: q4_0; q4_1; q4_k; q2_k; q3_k; q5_0 and q8_0; q5_1; q5_k; q6_k.
+#define HEADRACE_AMX(payload, tile_k, offset, f16) \
+  call(run_quantized<payload, tile_k, offset, f16, true>, run_quantized<payload, tile_k, offset, f16, false>)
+  if (w.payload == Payload::bf16) {
+    call(run_bf16<true>, run_bf16<false>);
+  } else if (w.payload == Payload::u4) {
+    if (w.tile_k == 32 && w.f16_scales) {
+      w.has_offset ? HEADRACE_AMX(Payload::u4, 32, true, true) : HEADRACE_AMX(Payload::u4, 32, false, true);
+    } else if (w.tile_k == 32) {
+      HEADRACE_AMX(Payload::u4, 32, true, false);
+    } else {
+      w.has_offset ? HEADRACE_AMX(Payload::u4, 16, true, false) : HEADRACE_AMX(Payload::u4, 16, false, false);
+    }
+  } else if (w.tile_k == 16) {
+    HEADRACE_AMX(Payload::i8, 16, false, false);
+  } else if (w.f16_scales) {
+    w.has_offset ? HEADRACE_AMX(Payload::i8, 32, true, true) : HEADRACE_AMX(Payload::i8, 32, false, true);
+  } else {
+    HEADRACE_AMX(Payload::i8, 32, true, false);
+  }
+#undef HEADRACE_AMX
+}
+
+namespace {
+
+// Lane n of the result is the four bytes at base[n * stride].
+inline __m512i column_dwords(const uint8_t* base, int64_t stride) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))), base, 1);
+}
+
+// Four codes (one per byte, k = 0..3) to nibbles at bits 0, 16, 4, 20: even k in the low word, odd k in the high.
+inline __m512i spread_nibbles(__m512i d) {
+  const auto take = [&](int mask, int right) {
+    return _mm512_srl_epi32(_mm512_and_si512(d, _mm512_set1_epi32(mask)), _mm_cvtsi32_si128(right));
+  };
+  const __m512i k0 = take(0x0000000f, 0), k1 = _mm512_slli_epi32(take(0x00000f00, 0), 8);
+  const __m512i k2 = take(0x000f0000, 12), k3 = take(0x0f000000, 4);
+  return _mm512_or_si512(_mm512_or_si512(k0, k1), _mm512_or_si512(k2, k3));
+}
+
+void pack_block(const AmxWeights& w, const uint8_t* q, int64_t stride, uint8_t* out) {
+  if (w.payload == Payload::bf16) {
+    for (int64_t k = 0; k < w.tile_k; k += 2) _mm512_store_si512(out + k * 32, column_dwords(q + k * 2, stride * 2));
+  } else if (w.payload == Payload::i8) {
+    const __m512i bias = _mm512_set1_epi8(-128);
+    for (int64_t k = 0; k < w.tile_k; k += 4) {
+      _mm512_storeu_si512(out + k * 16, _mm512_xor_si512(column_dwords(q + k, stride), bias));
+    }
+  } else {
+    const __m512i bias = _mm512_set1_epi8(static_cast<char>(w.min_q));
+    for (int64_t k = 0; k < w.tile_k; k += 8) {
+      const __m512i d0 = _mm512_sub_epi8(column_dwords(q + k, stride), bias);
+      const __m512i d1 = _mm512_sub_epi8(column_dwords(q + k + 4, stride), bias);
+      const __m512i high = _mm512_slli_epi32(spread_nibbles(d1), 8);
+      _mm512_storeu_si512(out + k * 8, _mm512_or_si512(spread_nibbles(d0), high));
+    }
+  }
+}
+
+void pack_scales(const AmxWeights& w, const float* scale, uint8_t* out) {
+  for (int64_t g = 0; g < w.blocks; ++g, out += w.scale_bytes) {
+    const __m512 v = _mm512_castsi512_ps(column_dwords((const uint8_t*)(scale + g), w.blocks * 4));
+    if (w.f16_scales) {
+      _mm256_storeu_si256((__m256i*)out, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+    } else {
+      _mm512_storeu_ps(out, v);
+    }
+  }
+}
+
+}  // namespace
+
+void amx_pack_panel(const AmxWeights& w, int64_t panel, const void* q, int64_t stride, const float* scale,
+                    const float* offset) {
+  uint8_t* out = w.data + panel * w.panel_bytes;
+  const int64_t value_bytes = w.payload == Payload::bf16 ? 2 : 1;
+  for (int64_t g = 0; g < w.blocks; ++g) {
+    const uint8_t* from = static_cast<const uint8_t*>(q) + g * w.tile_k * value_bytes;
+    pack_block(w, from, stride, out + g * w.payload_bytes);
+  }
+  out += w.blocks * w.payload_bytes;
+  if (w.has_scale) pack_scales(w, scale, out);
+  if (w.has_offset) pack_scales(w, offset, out + w.blocks * w.scale_bytes);
+}
+
+}  // namespace headrace

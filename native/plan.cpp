@@ -1,0 +1,155 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#include "plan_ops.h"
+
+namespace headrace {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+bool collide(const Touch& a, const Touch& b) {
+  if (a.place != b.place || !(a.write || b.write)) return false;
+  if (a.end <= b.begin || b.end <= a.begin) return false;
+  const bool same_buffer = a.begin == b.begin && a.end == b.end;
+  return !same_buffer || (a.column_begin < b.column_end && b.column_begin < a.column_end);
+}
+
+bool conflict(const Op& a, const Op& b) {
+  return std::any_of(a.touches.begin(), a.touches.end(), [&](const Touch& x) {
+    return std::any_of(b.touches.begin(), b.touches.end(), [&](const Touch& y) { return collide(x, y); });
+  });
+}
+
+}  // namespace
+
+const char* op_kind_name(OpKind kind) {
+  constexpr const char* kNames[kNumOpKinds] = {"embed", "rms_norm", "prepare",   "linear", "add",         "glu",
+                                               "rope",  "write_kv", "attention", "join",   "select_rows", "sample"};
+  return kNames[static_cast<int>(kind)];
+}
+
+Plan::Plan(Runtime& runtime) : runtime_(runtime), schedule_(runtime.pool.size(), runtime.limits) {}
+
+void Plan::append(std::unique_ptr<Op> op) {
+  int i = static_cast<int>(ops_.size()) - 1;
+  while (i >= 0 && !conflict(*ops_[i], *op)) --i;
+  op->last_conflict = i;
+  ops_.push_back(std::move(op));
+  counters_.reset();
+}
+
+void Plan::embed(int table, float scale, const View& out) {
+  append(std::make_unique<EmbedOp>(runtime_.table(table), scale, out));
+}
+
+void Plan::rms_norm(const View& x, int weight, int64_t group, float eps, const View& out) {
+  append(std::make_unique<RmsNormOp>(x, runtime_.vector(weight).data(), group, eps, out));
+}
+
+void Plan::prepare(const View& x, int linear, const Span& out) {
+  append(std::make_unique<PrepareOp>(x, runtime_.linear(linear).form, out));
+}
+
+void Plan::linear(const Span& x, int linear, int bias, const View& out) {
+  const float* bias_data = bias < 0 ? nullptr : runtime_.vector(bias).data();
+  append(std::make_unique<LinearOp>(x, runtime_.linear(linear), bias_data, runtime_.pool.size(), out));
+}
+
+void Plan::add(const View& a, const View& b, const View& out) { append(std::make_unique<AddOp>(a, b, out)); }
+
+void Plan::glu(GluActivation activation, const View& gate, const View& up, const View& out) {
+  append(std::make_unique<GluOp>(activation, gate, up, out));
+}
+
+void Plan::rope(const View& x, int32_t head_dim, int rotation, const View& out) {
+  append(std::make_unique<RopeOp>(x, head_dim, runtime_.rotation(rotation), out));
+}
+
+void Plan::attention(const View& q, const View& k, const View& v, int layer, const AttentionShape& shape,
+                     const View& out) {
+  append(std::make_unique<WriteKvOp>(k, v, layer, runtime_.kv_layer(layer), shape));
+  append(std::make_unique<AttentionOp>(q, layer, runtime_.kv_layer(layer), shape, out));
+  append(std::make_unique<JoinOp>(shape, out));
+  // One division of rows serves all layers, so it heeds the layer with the most query heads to a KV head.
+  const int32_t rows = std::max(1, kMaxQueries / shape.group());
+  rows_per_chunk_ = std::min(rows_per_chunk_, rows);
+  const int64_t queries = int64_t{rows} * shape.group();
+  const int64_t floats = attention_scratch_floats(queries, shape.head_dim);
+  scratch_bytes_ = std::max<int64_t>(scratch_bytes_, (floats * 4 + 4095) / 4096 * 4096);
+  partial_floats_ = std::max(partial_floats_, shape.num_heads * headrace::partial_floats(shape.head_dim));
+}
+
+void Plan::select_rows(const View& x, const View& out) { append(std::make_unique<SelectRowsOp>(x, out)); }
+
+void Plan::sample(const View& logits) { append(std::make_unique<SampleOp>(logits)); }
+
+void Plan::ready() {
+  counters_ = std::make_unique<Counter[]>(ops_.size());
+  scratch_ = Pages(scratch_bytes_ * runtime_.pool.size());
+  partials_ = Pages(sizeof(float) * partial_floats_ * schedule_.max_partials());
+  samplers_.clear();
+  for (int i = 0; i < runtime_.pool.size(); ++i) samplers_.emplace_back(runtime_.kernels, runtime_.limits.vocab_size);
+}
+
+void Plan::replay(const Step& step, const std::vector<SampleSpec>& specs, const std::vector<SampleOutput>& outputs,
+                  bool timed) {
+  check_step(step, runtime_.limits, runtime_.cache);
+  if (!counters_) ready();
+  schedule_.plan(step, rows_per_chunk_);
+  for (size_t i = 0; i < ops_.size(); ++i) counters_[i].next.store(0, std::memory_order_relaxed);
+  const Replay replay{runtime_,        step,           schedule_,    reinterpret_cast<float*>(partials_.data()),
+                      scratch_.data(), scratch_bytes_, specs.data(), outputs.data(),
+                      samplers_.data()};
+  Walk shared{*this, replay, timed};
+  runtime_.pool.run(
+      [](void* context, int worker) {
+        auto& job = *static_cast<Walk*>(context);
+        job.plan.walk(job.replay, worker, job.timed);
+      },
+      &shared);
+}
+
+void Plan::run_op(const Replay& replay, size_t i, int64_t chunks, int worker) {
+  std::atomic<int64_t>& next = counters_[i].next;
+  for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
+    ops_[i]->run(replay, chunk, worker);
+  }
+}
+
+void Plan::walk(const Replay& replay, int worker, bool timed) {
+  int last_barrier = 0;       // the first op after it
+  bool any_parallel = false;  // among the ops since then
+  int64_t barriers = 0;
+  auto mark = timed ? Clock::now() : Clock::time_point();
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const int64_t chunks = ops_[i]->num_chunks(replay);
+    if (chunks == 0) continue;
+    const bool parallel = chunks > 1;
+    if (ops_[i]->last_conflict >= last_barrier && (parallel || any_parallel)) {
+      runtime_.pool.barrier();
+      last_barrier = static_cast<int>(i);
+      any_parallel = false;
+      ++barriers;
+    }
+    any_parallel |= parallel;
+    if (parallel) {
+      run_op(replay, i, chunks, worker);
+    } else if (worker == 0) {
+      ops_[i]->run(replay, 0, worker);
+    }
+    if (timed && worker == 0) {
+      const auto now = Clock::now();
+      OpProfile& profile = profile_[static_cast<int>(ops_[i]->kind)];
+      profile.seconds += std::chrono::duration<double>(now - mark).count();
+      ++profile.runs;
+      mark = now;
+    }
+  }
+  if (worker == 0) num_barriers_ = barriers;
+}
+
+}  // namespace headrace

@@ -1,0 +1,245 @@
+#include "plan_ops.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace headrace {
+namespace {
+
+Touch reads(const View& v) { return {Touch::Place::arena, v.begin, v.end, v.column, v.column + v.features, false}; }
+Touch writes(const View& v) { return {Touch::Place::arena, v.begin, v.end, v.column, v.column + v.features, true}; }
+Touch touches_span(const Span& s, bool write) { return {Touch::Place::arena, s.begin, s.end, 0, 1, write}; }
+Touch touches_kv(int layer, bool write) { return {Touch::Place::kv, layer, layer + 1, 0, 1, write}; }
+Touch touches_partials(bool write) { return {Touch::Place::partials, 0, 1, 0, 1, write}; }
+
+// Rows that make a chunk worth handing to another thread: some microseconds of elementwise work.
+struct RowRange {
+  int64_t begin, end;
+};
+
+int64_t rows_per_chunk(int32_t features) { return std::max<int64_t>(1, 8192 / features); }
+
+int64_t row_chunks(int64_t rows, int32_t features) {
+  const int64_t step = rows_per_chunk(features);
+  return (rows + step - 1) / step;
+}
+
+RowRange row_range(int64_t chunk, int64_t rows, int32_t features) {
+  const int64_t step = rows_per_chunk(features);
+  return {chunk * step, std::min(rows, (chunk + 1) * step)};
+}
+
+int64_t chunks_of(const Replay& replay, const View& out) { return row_chunks(replay.count(out.rows), out.features); }
+
+RowRange rows_of(const Replay& replay, const View& out, int64_t chunk) {
+  return row_range(chunk, replay.count(out.rows), out.features);
+}
+
+}  // namespace
+
+EmbedOp::EmbedOp(const Table& table_, float scale_, const View& out_)
+    : Op(OpKind::embed), table(table_), scale(scale_), out(out_) {
+  touches = {writes(out)};
+}
+
+int64_t EmbedOp::num_chunks(const Replay& replay) const { return chunks_of(replay, out); }
+
+void EmbedOp::run(const Replay& replay, int64_t chunk, int) const {
+  const auto [begin, end] = rows_of(replay, out, chunk);
+  for (int64_t row = begin; row < end; ++row) {
+    float* y = replay.at(out, row);
+    decode_row(table.format, table.data + replay.step.token_ids[row] * table.row_bytes, table.features, y);
+    if (scale != 1.0f) replay.runtime.kernels.scale(y, out.features, scale);
+  }
+}
+
+RmsNormOp::RmsNormOp(const View& x_, const float* weight_, int64_t group_, float eps_, const View& out_)
+    : Op(OpKind::rms_norm), x(x_), weight(weight_), group(group_), eps(eps_), out(out_) {
+  touches = {reads(x), writes(out)};
+}
+
+int64_t RmsNormOp::num_chunks(const Replay& replay) const { return chunks_of(replay, out); }
+
+void RmsNormOp::run(const Replay& replay, int64_t chunk, int) const {
+  const auto [begin, end] = rows_of(replay, out, chunk);
+  for (int64_t row = begin; row < end; ++row) {
+    replay.runtime.kernels.rms_norm(replay.at(x, row), out.features, group, weight, eps, replay.at(out, row));
+  }
+}
+
+PrepareOp::PrepareOp(const View& x_, const InputForm& form_, const Span& out_)
+    : Op(OpKind::prepare), x(x_), form(form_), out(out_) {
+  touches = {reads(x), touches_span(out, true)};
+}
+
+int64_t PrepareOp::num_chunks(const Replay& replay) const { return (replay.count(x.rows) + kRowTile - 1) / kRowTile; }
+
+void PrepareOp::run(const Replay& replay, int64_t chunk, int) const {
+  const int64_t rows = replay.count(x.rows);
+  headrace::prepare(form, replay.at(x), x.ld, rows, x.features, replay.runtime.arena() + out.begin, chunk * kRowTile,
+                    std::min(rows, (chunk + 1) * kRowTile));
+}
+
+LinearOp::LinearOp(const Span& x_, const Linear& linear_, const float* bias_, int num_workers, const View& out_)
+    : Op(OpKind::linear), x(x_), linear(linear_), bias(bias_), out(out_) {
+  touches = {touches_span(x, false), writes(out)};
+  // Some chunks more than workers, so that a worker that was held up leaves its share to the others.
+  const int64_t tiles = (linear.out_features + linear.column_tile - 1) / linear.column_tile;
+  const int64_t wanted = num_workers == 1 ? 1 : 6 * num_workers;
+  columns_per_chunk = std::max<int64_t>(1, (tiles + wanted - 1) / wanted) * linear.column_tile;
+}
+
+int64_t LinearOp::num_chunks(const Replay& replay) const {
+  return replay.count(out.rows) == 0 ? 0 : (linear.out_features + columns_per_chunk - 1) / columns_per_chunk;
+}
+
+void LinearOp::run(const Replay& replay, int64_t chunk, int) const {
+  const int64_t begin = chunk * columns_per_chunk, end = std::min(begin + columns_per_chunk, linear.out_features);
+  const int64_t rows = replay.count(out.rows);
+  linear.run(replay.runtime.arena() + x.begin, rows, replay.at(out), out.ld, begin, end);
+  if (!bias) return;
+  for (int64_t row = 0; row < rows; ++row) {
+    float* y = replay.at(out, row) + begin;
+    replay.runtime.kernels.add(y, bias + begin, end - begin, y);
+  }
+}
+
+AddOp::AddOp(const View& a_, const View& b_, const View& out_) : Op(OpKind::add), a(a_), b(b_), out(out_) {
+  touches = {reads(a), reads(b), writes(out)};
+}
+
+int64_t AddOp::num_chunks(const Replay& replay) const { return chunks_of(replay, out); }
+
+void AddOp::run(const Replay& replay, int64_t chunk, int) const {
+  const auto [begin, end] = rows_of(replay, out, chunk);
+  for (int64_t row = begin; row < end; ++row) {
+    replay.runtime.kernels.add(replay.at(a, row), replay.at(b, row), out.features, replay.at(out, row));
+  }
+}
+
+GluOp::GluOp(GluActivation activation_, const View& gate_, const View& up_, const View& out_)
+    : Op(OpKind::glu), activation(activation_), gate(gate_), up(up_), out(out_) {
+  touches = {reads(gate), reads(up), writes(out)};
+}
+
+int64_t GluOp::num_chunks(const Replay& replay) const { return chunks_of(replay, out); }
+
+void GluOp::run(const Replay& replay, int64_t chunk, int) const {
+  const auto [begin, end] = rows_of(replay, out, chunk);
+  for (int64_t row = begin; row < end; ++row) {
+    replay.runtime.kernels.glu(activation, replay.at(gate, row), replay.at(up, row), out.features, replay.at(out, row));
+  }
+}
+
+RopeOp::RopeOp(const View& x_, int32_t head_dim_, const Rotation& rotation, const View& out_)
+    : Op(OpKind::rope),
+      x(x_),
+      head_dim(head_dim_),
+      cos(rotation.cos.data()),
+      sin(rotation.sin.data()),
+      rotary_dim(rotation.rotary_dim),
+      out(out_) {
+  touches = {reads(x), writes(out)};
+}
+
+int64_t RopeOp::num_chunks(const Replay& replay) const { return chunks_of(replay, out); }
+
+void RopeOp::run(const Replay& replay, int64_t chunk, int) const {
+  const auto [begin, end] = rows_of(replay, out, chunk);
+  for (int64_t row = begin; row < end; ++row) {
+    const int64_t angle = int64_t{replay.step.positions[row]} * (rotary_dim / 2);
+    replay.runtime.kernels.rope(replay.at(x, row), out.features / head_dim, head_dim, rotary_dim, cos + angle,
+                                sin + angle, replay.at(out, row));
+  }
+}
+
+WriteKvOp::WriteKvOp(const View& k_, const View& v_, int index, const KvLayer& layer_, const AttentionShape& shape_)
+    : Op(OpKind::write_kv), k(k_), v(v_), layer(layer_), shape(shape_) {
+  touches = {reads(k), reads(v), touches_kv(index, true)};
+}
+
+int64_t WriteKvOp::num_chunks(const Replay& replay) const { return row_chunks(replay.step.num_tokens, 4 * k.features); }
+
+void WriteKvOp::run(const Replay& replay, int64_t chunk, int) const {
+  const Step& step = replay.step;
+  const auto [begin, end] = row_range(chunk, step.num_tokens, 4 * k.features);
+  for (int64_t row = begin; row < end; ++row) {
+    const int32_t* table = step.block_tables + int64_t{replay.schedule.sequence_of(row)} * step.table_width;
+    const int32_t position = step.positions[row];
+    replay.runtime.kernels.write_kv(shape, layer, table[position / shape.block_size], position % shape.block_size,
+                                    replay.at(k, row), replay.at(v, row));
+  }
+}
+
+AttentionOp::AttentionOp(const View& q_, int index, const KvLayer& layer_, const AttentionShape& shape_,
+                         const View& out_)
+    : Op(OpKind::attention), q(q_), layer(layer_), shape(shape_), out(out_) {
+  touches = {reads(q), touches_kv(index, false), touches_partials(true), writes(out)};
+}
+
+int64_t AttentionOp::num_chunks(const Replay& replay) const {
+  return static_cast<int64_t>(replay.schedule.chunks().size()) * shape.num_kv_heads;
+}
+
+void AttentionOp::run(const Replay& replay, int64_t chunk, int worker) const {
+  const RowChunk& part = replay.schedule.chunks()[chunk / shape.num_kv_heads];
+  const int32_t kv_head = static_cast<int32_t>(chunk % shape.num_kv_heads);
+  float* partial = nullptr;
+  if (part.partial >= 0) {
+    partial = replay.partials + (int64_t{part.partial} * shape.num_heads + int64_t{kv_head} * shape.group()) *
+                                    partial_floats(shape.head_dim);
+  }
+  const AttentionTask task{replay.step.block_tables + int64_t{part.seq} * replay.step.table_width,
+                           replay.at(q, part.row),
+                           q.ld,
+                           replay.at(out, part.row),
+                           out.ld,
+                           replay.step.positions[part.row],
+                           part.num_rows,
+                           kv_head,
+                           part.split_begin,
+                           part.split_end,
+                           partial};
+  replay.runtime.kernels.attend(shape, layer, task, replay.scratch(worker));
+}
+
+JoinOp::JoinOp(const AttentionShape& shape_, const View& out_) : Op(OpKind::join), shape(shape_), out(out_) {
+  touches = {touches_partials(false), writes(out)};
+}
+
+int64_t JoinOp::num_chunks(const Replay& replay) const {
+  return static_cast<int64_t>(replay.schedule.split_rows().size());
+}
+
+void JoinOp::run(const Replay& replay, int64_t chunk, int worker) const {
+  const SplitRow& row = replay.schedule.split_rows()[chunk];
+  const int64_t floats = partial_floats(shape.head_dim);
+  for (int32_t head = 0; head < shape.num_heads; ++head) {
+    replay.runtime.kernels.join(replay.partials + (int64_t{row.partial} * shape.num_heads + head) * floats,
+                                row.num_splits, shape.num_heads * floats, shape.head_dim,
+                                replay.at(out, row.row) + int64_t{head} * shape.head_dim, replay.scratch(worker));
+  }
+}
+
+SelectRowsOp::SelectRowsOp(const View& x_, const View& out_) : Op(OpKind::select_rows), x(x_), out(out_) {
+  touches = {reads(x), writes(out)};
+}
+
+int64_t SelectRowsOp::num_chunks(const Replay& replay) const { return chunks_of(replay, out); }
+
+void SelectRowsOp::run(const Replay& replay, int64_t chunk, int) const {
+  const auto [begin, end] = rows_of(replay, out, chunk);
+  for (int64_t row = begin; row < end; ++row) {
+    std::memcpy(replay.at(out, row), replay.at(x, replay.step.sample_rows[row]), out.features * sizeof(float));
+  }
+}
+
+SampleOp::SampleOp(const View& logits_) : Op(OpKind::sample), logits(logits_) { touches = {reads(logits)}; }
+
+int64_t SampleOp::num_chunks(const Replay& replay) const { return replay.step.num_sampled; }
+
+void SampleOp::run(const Replay& replay, int64_t chunk, int worker) const {
+  replay.samplers[worker].sample(replay.at(logits, chunk), replay.specs[chunk], replay.outputs[chunk]);
+}
+
+}  // namespace headrace

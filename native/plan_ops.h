@@ -1,0 +1,116 @@
+// The ops of a plan: small structs that know their operands, how they divide, and which kernel runs a chunk.
+#pragma once
+
+#include "plan.h"
+
+namespace headrace {
+
+struct EmbedOp final : Op {
+  EmbedOp(const Table& table, float scale, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  Table table;
+  float scale;
+  View out;
+};
+
+struct RmsNormOp final : Op {
+  RmsNormOp(const View& x, const float* weight, int64_t group, float eps, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View x;
+  const float* weight;
+  int64_t group;
+  float eps;
+  View out;
+};
+
+struct PrepareOp final : Op {
+  PrepareOp(const View& x, const InputForm& form, const Span& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View x;
+  InputForm form;
+  Span out;
+};
+
+struct LinearOp final : Op {
+  LinearOp(const Span& x, const Linear& linear, const float* bias, int num_workers, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  Span x;
+  const Linear& linear;
+  const float* bias;
+  int64_t columns_per_chunk;
+  View out;
+};
+
+struct AddOp final : Op {
+  AddOp(const View& a, const View& b, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View a, b, out;
+};
+
+struct GluOp final : Op {
+  GluOp(GluActivation activation, const View& gate, const View& up, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  GluActivation activation;
+  View gate, up, out;
+};
+
+struct RopeOp final : Op {
+  RopeOp(const View& x, int32_t head_dim, const Rotation& rotation, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View x;
+  int32_t head_dim;
+  const float *cos, *sin;
+  int32_t rotary_dim;
+  View out;
+};
+
+struct WriteKvOp final : Op {
+  WriteKvOp(const View& k, const View& v, int index, const KvLayer& layer, const AttentionShape& shape);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View k, v;
+  KvLayer layer;
+  AttentionShape shape;
+};
+
+struct AttentionOp final : Op {
+  AttentionOp(const View& q, int index, const KvLayer& layer, const AttentionShape& shape, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View q;
+  KvLayer layer;
+  AttentionShape shape;
+  View out;
+};
+
+// Joins the splits of rows that were computed apart; most steps have none.
+struct JoinOp final : Op {
+  JoinOp(const AttentionShape& shape, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  AttentionShape shape;
+  View out;
+};
+
+struct SelectRowsOp final : Op {
+  SelectRowsOp(const View& x, const View& out);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View x, out;
+};
+
+struct SampleOp final : Op {
+  explicit SampleOp(const View& logits);
+  int64_t num_chunks(const Replay& replay) const override;
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  View logits;
+};
+
+}  // namespace headrace

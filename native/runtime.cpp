@@ -1,0 +1,136 @@
+#include "runtime.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cmath>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <utility>
+
+namespace headrace {
+
+Pages::Pages(size_t bytes) : size_(bytes) {
+  if (bytes == 0) return;
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  data_ = static_cast<uint8_t*>(p);
+#ifdef MADV_HUGEPAGE
+  madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+}
+
+Pages::~Pages() {
+  if (data_) munmap(data_, size_);
+}
+
+Pages::Pages(Pages&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+
+Pages& Pages::operator=(Pages&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+Runtime::Runtime(int num_threads, Isa isa_, Activation activation_, const Limits& limits_, const KvCache& cache_)
+    : pool(num_threads > 0 ? num_threads : available_cores()),
+      isa(isa_),
+      activation(activation_),
+      limits(limits_),
+      cache(cache_),
+      kernels(kernels_for(isa_)) {}
+
+int Runtime::add_linear(Format format, const uint8_t* data, int64_t out_features, int64_t in_features,
+                        int64_t row_bytes) {
+  linears_.push_back(make_linear(format, out_features, in_features, isa, activation));
+  const int index = static_cast<int>(linears_.size()) - 1;
+  pending_.push_back({index, {format, data, out_features, in_features, row_bytes}});
+  return index;
+}
+
+int Runtime::add_table(const Table& table) {
+  tables_.push_back(table);
+  return static_cast<int>(tables_.size()) - 1;
+}
+
+int Runtime::add_vector(const float* data, int64_t size) {
+  vectors_.emplace_back(data, data + size);
+  return static_cast<int>(vectors_.size()) - 1;
+}
+
+int Runtime::add_rotation(const std::vector<double>& inv_freq, double scale) {
+  const size_t half = inv_freq.size(), values = half * limits.max_positions;
+  Rotation rotation{static_cast<int32_t>(2 * half), std::vector<float>(values), std::vector<float>(values)};
+  pool.parallel_for((limits.max_positions + 63) / 64, [&](int64_t chunk) {
+    const int64_t end = std::min<int64_t>((chunk + 1) * 64, limits.max_positions);
+    for (int64_t position = chunk * 64; position < end; ++position) {
+      for (size_t i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(position) * inv_freq[i];
+        rotation.cos[position * half + i] = static_cast<float>(std::cos(angle) * scale);
+        rotation.sin[position * half + i] = static_cast<float>(std::sin(angle) * scale);
+      }
+    }
+  });
+  rotations_.push_back(std::move(rotation));
+  return static_cast<int>(rotations_.size()) - 1;
+}
+
+int Runtime::add_kv_layer(int32_t num_kv_heads, int32_t head_dim) {
+  const size_t value_bytes = cache.format == KvFormat::f32 ? 4 : 2;
+  const size_t bytes = value_bytes * cache.num_blocks * cache.block_size * num_kv_heads * head_dim;
+  Pages keys(bytes), values(bytes);
+  kv_layers_.push_back({keys.data(), values.data()});
+  kv_pages_.push_back(std::move(keys));
+  kv_pages_.push_back(std::move(values));
+  return static_cast<int>(kv_layers_.size()) - 1;
+}
+
+void Runtime::pack() {
+  struct Piece {
+    Pending pending;
+    int64_t begin, end;
+  };
+  std::vector<Piece> pieces;
+  for (const Pending& pending : std::exchange(pending_, {})) {
+    const int64_t columns = linear(pending.linear).out_features, tile = linear(pending.linear).column_tile;
+    const int64_t step = std::max<int64_t>(1, 256 / tile) * tile;
+    for (int64_t begin = 0; begin < columns; begin += step) {
+      pieces.push_back({pending, begin, std::min(begin + step, columns)});
+    }
+  }
+  std::exception_ptr error;
+  std::mutex mutex;
+  pool.parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    try {
+      linears_[pieces[i].pending.linear]->pack(pieces[i].pending.weight, pieces[i].begin, pieces[i].end);
+    } catch (...) {
+      const std::lock_guard lock(mutex);
+      error = std::current_exception();
+    }
+  });
+  if (error) std::rethrow_exception(error);
+}
+
+uint8_t* Runtime::reserve_arena(size_t bytes) {
+  if (bytes > arena_.size()) {
+    arena_ = Pages();
+    arena_ = Pages(bytes);
+  }
+  return arena_.data();
+}
+
+size_t Runtime::packed_bytes() const {
+  size_t total = 0;
+  for (const auto& linear : linears_) total += linear->packed_bytes;
+  return total;
+}
+
+size_t Runtime::kv_bytes() const {
+  size_t total = 0;
+  for (const auto& pages : kv_pages_) total += pages.size();
+  return total;
+}
+
+}  // namespace headrace

@@ -1,0 +1,166 @@
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace headrace {
+namespace {
+
+constexpr uint64_t kGamma = 0x9E3779B97F4A7C15u;
+constexpr double kNothing = -std::numeric_limits<double>::infinity();
+
+uint64_t mix64(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  return z ^ (z >> 31);
+}
+
+}  // namespace
+
+double uniform(int64_t seed, int64_t index) {
+  const uint64_t state = mix64(static_cast<uint64_t>(seed) + kGamma);
+  const uint64_t bits = mix64(state + (static_cast<uint64_t>(index) + 1) * kGamma);
+  return static_cast<double>(bits >> 11) * 0x1p-53;
+}
+
+Sampler::Sampler(const Kernels& kernels, int32_t vocab_size)
+    : kernels_(kernels),
+      vocab_size_(vocab_size),
+      x_(vocab_size),
+      weights_(vocab_size),
+      candidates_(vocab_size),
+      counts_(vocab_size) {}
+
+void Sampler::sample(const float* logits, const SampleSpec& spec, const SampleOutput& out) {
+  const Peak peak = kernels_.peak(logits, vocab_size_);
+  *out.status = peak.finite ? SampleStatus::ok : SampleStatus::raw_not_finite;
+  if (!peak.finite) return;
+  int32_t token = peak.index;
+  if (spec.is_processed() || spec.temperature != 0.0) {
+    if (!process(logits, spec)) {
+      *out.status = SampleStatus::nothing_left;
+      return;
+    }
+    token = spec.temperature == 0.0 ? highest() : draw(spec);
+  }
+  *out.token = token;
+  if (spec.logprobs >= 0) report(logits, peak, token, spec, out);
+}
+
+bool Sampler::process(const float* logits, const SampleSpec& spec) {
+  for (int32_t i = 0; i < vocab_size_; ++i) x_[i] = logits[i];
+  for (int64_t i = 0; i < spec.bias_ids.size; ++i) x_[spec.bias_ids.data[i]] += spec.bias[i];
+  for (int64_t i = 0; i < spec.banned.size; ++i) x_[spec.banned.data[i]] = kNothing;
+  if (spec.repetition != 1.0) {
+    for (const Ids& ids : {spec.prompt, spec.output}) {
+      for (int64_t i = 0; i < ids.size; ++i) {
+        double& x = x_[ids.data[i]];
+        if (counts_[ids.data[i]]++ == 0) x = x > 0 ? x / spec.repetition : x * spec.repetition;
+      }
+    }
+    for (const Ids& ids : {spec.prompt, spec.output}) {
+      for (int64_t i = 0; i < ids.size; ++i) counts_[ids.data[i]] = 0;
+    }
+  }
+  if (spec.presence != 0.0 || spec.frequency != 0.0) {
+    for (int64_t i = 0; i < spec.output.size; ++i) ++counts_[spec.output.data[i]];
+    for (int64_t i = 0; i < spec.output.size; ++i) {
+      int32_t& count = counts_[spec.output.data[i]];
+      if (count == 0) continue;
+      x_[spec.output.data[i]] -= spec.presence;
+      x_[spec.output.data[i]] -= spec.frequency * count;
+      count = 0;
+    }
+  }
+  const int32_t best = highest();
+  return x_[best] > kNothing && x_[best] <= std::numeric_limits<double>::max();
+}
+
+int32_t Sampler::highest() const { return static_cast<int32_t>(std::max_element(x_.begin(), x_.end()) - x_.begin()); }
+
+int32_t Sampler::draw(const SampleSpec& spec) {
+  for (double& x : x_) x /= spec.temperature;
+  const int64_t kept = truncate(spec);
+  double total = 0;
+  for (int64_t i = 0; i < kept; ++i) total += candidates_[i].weight;
+  const double target = uniform(spec.seed, spec.index) * total;
+  return candidates_[prefix_reaching(kept, target, true) - 1].id;
+}
+
+// Put the candidates that the truncations leave first, in no particular order; returns how many.
+int64_t Sampler::truncate(const SampleSpec& spec) {
+  const double peak = x_[highest()];
+  kernels_.exp_weights(x_.data(), vocab_size_, peak, weights_.data());
+  const auto before = [](const Candidate& a, const Candidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; };
+  int64_t kept = 0;
+  for (int32_t id = 0; id < vocab_size_; ++id) {
+    if (x_[id] > kNothing) candidates_[kept++] = {x_[id], weights_[id], id};
+  }
+  if (spec.top_k > 0 && spec.top_k < kept) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + spec.top_k, candidates_.begin() + kept, before);
+    kept = spec.top_k;
+  }
+  if (spec.top_p < 1.0) {
+    double total = 0;
+    for (int64_t i = 0; i < kept; ++i) total += candidates_[i].weight;
+    kept = prefix_reaching(kept, spec.top_p * total, false);
+  }
+  if (spec.min_p > 0.0) {
+    // The candidate of weight 1 always stays.
+    const auto end = std::partition(candidates_.begin(), candidates_.begin() + kept,
+                                    [&](const Candidate& c) { return c.weight >= spec.min_p; });
+    kept = std::max<int64_t>(1, end - candidates_.begin());
+  }
+  return kept;
+}
+
+// The length of the shortest prefix, in order of preference, of the first `count` candidates whose weights sum to at
+// least `target` (or to more, if `beyond`), `count` if none does. Puts that prefix first, its last candidate last.
+// Quickselect by weight: the part that cannot hold the boundary is summed, not sorted.
+int64_t Sampler::prefix_reaching(int64_t count, double target, bool beyond) {
+  const auto before = [](const Candidate& a, const Candidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; };
+  constexpr int64_t kSmall = 64;
+  int64_t begin = 0, end = count;
+  double sum = 0;  // of all candidates before `begin`
+  while (end - begin > kSmall) {
+    const auto first = candidates_.begin();
+    const int64_t quarter = (end - begin) / 4;
+    const Candidate a = first[begin + quarter], b = first[begin + 2 * quarter], c = first[begin + 3 * quarter];
+    const Candidate pivot = std::max(std::min(a, b, before), std::min(std::max(a, b, before), c, before), before);
+    const auto split = std::partition(first + begin, first + end, [&](const Candidate& x) { return before(x, pivot); });
+    const int64_t middle = split - first;
+    double upper = 0;
+    for (int64_t i = begin; i < middle; ++i) upper += candidates_[i].weight;
+    if (beyond ? sum + upper > target : sum + upper >= target) {
+      end = middle;
+    } else {
+      sum += upper;
+      begin = middle;
+    }
+  }
+  std::sort(candidates_.begin() + begin, candidates_.begin() + end, before);
+  for (int64_t i = begin; i < end; ++i) {
+    sum += candidates_[i].weight;
+    if (beyond ? sum > target : sum >= target) return i + 1;
+  }
+  return end;
+}
+
+void Sampler::report(const float* logits, const Peak& peak, int32_t token, const SampleSpec& spec,
+                     const SampleOutput& out) {
+  const double log_sum = peak.value + std::log(kernels_.sum_exp(logits, vocab_size_, peak.value));
+  *out.logprob = static_cast<float>(logits[token] - log_sum);
+  int32_t held = 0;
+  const int32_t wanted = std::min(spec.logprobs, vocab_size_);
+  for (int32_t id = 0; id < vocab_size_ && wanted > 0; ++id) {
+    if (held == wanted && logits[id] <= logits[out.top_ids[held - 1]]) continue;
+    int32_t place = held < wanted ? held++ : held - 1;
+    for (; place > 0 && logits[id] > logits[out.top_ids[place - 1]]; --place)
+      out.top_ids[place] = out.top_ids[place - 1];
+    out.top_ids[place] = id;
+  }
+  for (int32_t i = 0; i < held; ++i) out.top_logprobs[i] = static_cast<float>(logits[out.top_ids[i]] - log_sum);
+}
+
+}  // namespace headrace

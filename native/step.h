@@ -1,0 +1,57 @@
+// One step as the native executor sees it: borrowed arrays, checked once, and the division of attention into tasks.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime.h"
+
+namespace headrace {
+
+// See headrace.engine.step.Step for what each array holds.
+struct Step {
+  const int32_t* token_ids;
+  const int32_t* positions;
+  const int32_t* seq_starts;
+  const int32_t* context_lens;
+  const int32_t* block_tables;
+  const int32_t* sample_rows;
+  int32_t num_tokens, num_seqs, num_sampled;
+  int32_t table_width;
+};
+
+// Throws std::invalid_argument, naming the entry, for anything that would read or write outside its place.
+void check_step(const Step& step, const Limits& limits, const KvCache& cache);
+
+// Consecutive rows of one sequence whose attention one worker computes, per KV head.
+struct RowChunk {
+  int32_t seq, row, num_rows;
+  int32_t split_begin, split_end;  // splits of kSplitKeys positions
+  int32_t partial;                 // slot of the split's unfinished result; -1: the chunk finishes by itself
+};
+
+// A row whose splits were computed apart.
+struct SplitRow {
+  int32_t row, partial, num_splits;
+};
+
+// How a step's rows are divided for attention. Which worker computes what depends on the batch and the threads; what is
+// computed does not.
+class AttentionSchedule {
+ public:
+  AttentionSchedule(int num_threads, const Limits& limits);
+  void plan(const Step& step, int32_t max_rows);
+
+  const std::vector<RowChunk>& chunks() const { return chunks_; }
+  const std::vector<SplitRow>& split_rows() const { return split_rows_; }
+  int32_t max_partials() const { return max_partials_; }
+  int32_t sequence_of(int32_t row) const { return seq_of_row_[row]; }
+
+ private:
+  int32_t num_workers_, max_partials_;
+  std::vector<RowChunk> chunks_;
+  std::vector<SplitRow> split_rows_;
+  std::vector<int32_t> seq_of_row_;
+};
+
+}  // namespace headrace

@@ -1,0 +1,148 @@
+#include "thread_pool.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#ifdef __linux__
+#include <pthread.h>
+#include <sched.h>
+#endif
+
+namespace headrace {
+namespace {
+
+// About 20 microseconds of pauses: longer than any wait between two well-split ops, shorter than a time slice.
+constexpr int kSpins = 1000;
+// Between steps the scheduler and the sampler's caller run for some 100 microseconds: worth waiting for awake.
+constexpr int kIdleSpins = 10000;
+constexpr int kYields = 50;
+
+void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Until `value` differs from `old`: spin, then yield, then sleep.
+void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
+  for (int i = 0; i < spins; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  for (int i = 0; i < kYields; ++i) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    std::this_thread::yield();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+#ifdef __linux__
+std::vector<int> allowed_cpus() {
+  cpu_set_t set;
+  std::vector<int> cpus;
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;
+  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
+  }
+  return cpus;
+}
+
+// Cores' worth of time per period that the control group grants (v2, then v1); 0: no limit.
+int quota_cores() {
+  long long quota = -1, period = 0;
+  if (FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(file, "%lld %lld", &quota, &period) != 2) quota = -1;  // "max": no limit
+    std::fclose(file);
+  } else if (FILE* v1 = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
+    if (std::fscanf(v1, "%lld", &quota) != 1) quota = -1;
+    std::fclose(v1);
+    if (FILE* file_period = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) {
+      if (std::fscanf(file_period, "%lld", &period) != 1) quota = -1;
+      std::fclose(file_period);
+    }
+  }
+  return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
+}
+#endif
+
+}  // namespace
+
+int available_cores() {
+  int cores = std::max(1u, std::thread::hardware_concurrency());
+#ifdef __linux__
+  if (const auto cpus = allowed_cpus(); !cpus.empty()) cores = static_cast<int>(cpus.size());
+  if (const int quota = quota_cores(); quota > 0) cores = std::min(cores, quota);
+#endif
+  return cores;
+}
+
+void Barrier::wait() {
+  if (size_ == 1) return;
+  const uint32_t generation = generation_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    generation_.notify_all();
+  } else {
+    wait_for_change(generation_, generation, kSpins);
+  }
+}
+
+ThreadPool::ThreadPool(int num_threads) : size_(std::max(1, num_threads)), barrier_(size_) {
+  for (int worker = 1; worker < size_; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+#ifdef __linux__
+  // One thread per allowed core: keep each on its own. The caller's thread is not ours to move.
+  const auto cpus = allowed_cpus();
+  if (static_cast<int>(cpus.size()) == size_ && available_cores() == size_) {
+    for (int worker = 1; worker < size_; ++worker) {
+      cpu_set_t set;
+      CPU_ZERO(&set);
+      CPU_SET(cpus[worker], &set);
+      pthread_setaffinity_np(threads_[worker - 1].native_handle(), sizeof set, &set);
+    }
+  }
+#endif
+}
+
+ThreadPool::~ThreadPool() {
+  stopping_.store(true, std::memory_order_relaxed);
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void ThreadPool::run(Job job, void* context) {
+  job_ = job;
+  context_ = context;
+  started_.fetch_add(1, std::memory_order_release);
+  started_.notify_all();
+  job(context, 0);
+  barrier_.wait();
+}
+
+void ThreadPool::work(int worker) {
+  for (uint32_t seen = 0;; ++seen) {
+    wait_for_change(started_, seen, kIdleSpins);
+    if (stopping_.load(std::memory_order_relaxed)) return;
+    job_(context_, worker);
+    barrier_.wait();
+  }
+}
+
+void ThreadPool::parallel_for(int64_t count, const std::function<void(int64_t)>& body) {
+  struct Shared {
+    const std::function<void(int64_t)>& body;
+    const int64_t count;
+    std::atomic<int64_t> next{0};
+  } shared{body, count};
+  run(
+      [](void* context, int) {
+        auto& all = *static_cast<Shared*>(context);
+        for (int64_t i; (i = all.next.fetch_add(1, std::memory_order_relaxed)) < all.count;) all.body(i);
+      },
+      &shared);
+}
+
+}  // namespace headrace

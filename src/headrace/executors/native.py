@@ -1,0 +1,202 @@
+"""The CPU executor: a graph compiled once into a native plan over packed weights and a paged KV cache."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace import _native
+from headrace.base.errors import CapacityError, ExecutorError
+from headrace.engine.step import Int32, Step, StepResult
+from headrace.executors.kv_layout import KV_FORMATS
+from headrace.executors.native_plan import CompiledPlan, compile_plan
+from headrace.executors.native_sampling import EncodedRows, encode
+from headrace.executors.native_weights import PackedWeights
+from headrace.graph.ir import Graph, Rows
+from headrace.numerics.tensor import RawTensor
+
+ACTIVATIONS = ("f32", "bf16")
+_RAW_NOT_FINITE = 1
+
+
+class NativeExecutor:
+    """Runs steps on this machine's cores. See `headrace.engine.executor.Executor`.
+
+    Args:
+        graph: a model; fuse it first for speed.
+        weights: one stored tensor per parameter of the graph, vectors in any format.
+        num_blocks, block_size: the KV pool. Blocks take memory once they are written.
+        kv_format: ``bf16`` or ``f32``.
+        activation: how linears read their input: ``f32`` (exactly, or to 2^-17), or ``bf16``.
+        num_threads: threads, the caller's included; None: the cores this process may use.
+        isa: a name from ``headrace._native.available_isas()``; None: the best of them.
+        max_batched_tokens, max_num_seqs: rows, and sequences and sampled rows, that a step may have.
+        max_model_len: positions that a sequence may have.
+
+    Raises ExecutorError for an instruction set or a number format that there is no kernel for, and CapacityError where
+    memory does not suffice.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, RawTensor],
+        *,
+        num_blocks: int,
+        block_size: int = 16,
+        kv_format: str = "bf16",
+        activation: str = "f32",
+        num_threads: int | None = None,
+        isa: str | None = None,
+        max_batched_tokens: int = 2048,
+        max_num_seqs: int = 64,
+        max_model_len: int = 4096,
+    ) -> None:
+        assert kv_format in KV_FORMATS, f"kv_format is one of {KV_FORMATS}"
+        assert activation in ACTIVATIONS, f"activation is one of {ACTIVATIONS}"
+        self._graph = graph
+        self._block_size, self._num_blocks = block_size, num_blocks
+        self._vocab_size = graph.node(graph.output).features
+        self._max_rows = {Rows.TOKENS: max_batched_tokens, Rows.SAMPLED: max_num_seqs}
+        try:
+            self._runtime: _native.Runtime | None = _native.Runtime(
+                num_threads=num_threads or 0,
+                isa=isa or "",
+                activation=activation,
+                max_tokens=max_batched_tokens,
+                max_sampled=max_num_seqs,
+                max_positions=max_model_len,
+                vocab_size=self._vocab_size,
+                num_blocks=num_blocks,
+                block_size=block_size,
+                kv_format=kv_format,
+            )
+            for layer in graph.kv_layers:
+                self._runtime.add_kv_layer(layer.num_kv_heads, layer.head_dim)
+            self._weights = PackedWeights(graph, weights, self._runtime)
+            self._plans: dict[tuple[str, ...], CompiledPlan] = {}
+            self._timed = False
+            self._plan(())
+        except ValueError as error:
+            raise ExecutorError(f"The native executor cannot run this: {error}.") from error
+        except MemoryError as error:
+            raise CapacityError(
+                "The system refused the memory for the weights, the activations or the KV cache.",
+                "Use fewer KV blocks, fewer batched tokens, or a smaller model.",
+            ) from error
+
+    @property
+    def block_size(self) -> int:
+        return self._block_size
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    @property
+    def num_threads(self) -> int:
+        return self._open().num_threads
+
+    @property
+    def isa(self) -> str:
+        return self._open().isa
+
+    def execute(self, step: Step) -> StepResult:
+        """Run one step. Raises ExecutorError, before anything is computed, for a step that does not fit the pool or the
+        limits, and after it for a sampled row that has no token to choose."""
+        self._open()
+        compiled = self._plan(step.taps)
+        rows = encode(step.sampling)
+        result, status = _empty_result(rows), np.zeros(rows.num_rows, dtype=np.int32)
+        try:
+            compiled.plan.replay(
+                *_arrays(step),
+                *rows.arrays(),
+                result.token_ids,
+                result.logprobs,
+                result.top_ids,
+                result.top_logprobs,
+                status,
+                self._timed,
+            )
+        except (ValueError, TypeError, MemoryError) as error:
+            raise ExecutorError(f"The step cannot be run: {error}.") from error
+        if status.any():
+            raise _sampling_error(status)
+        if not step.taps:
+            return result
+        counts = {Rows.TOKENS: len(step.token_ids), Rows.SAMPLED: len(step.sample_rows)}
+        taps = {name: compiled.plan.read(view, counts[compiled.tap_rows[name]]) for name, view in compiled.taps.items()}
+        return StepResult(result.token_ids, result.logprobs, result.top_ids, result.top_logprobs, taps)
+
+    def describe(self) -> dict[str, Any]:
+        """What was chosen and what it takes: threads, instruction set, kernels per shape, bytes."""
+        runtime = self._open()
+        return {
+            "isa": runtime.isa,
+            "num_threads": runtime.num_threads,
+            "kernels": self._weights.kernels(),
+            "packed_bytes": runtime.packed_bytes,
+            "arena_bytes": runtime.arena_bytes,
+            "kv_bytes": runtime.kv_bytes,
+            "num_ops": self._plan(()).plan.num_ops,
+        }
+
+    def profile(self, *, start: bool = False) -> dict[str, tuple[float, int]]:
+        """Seconds spent in each kind of op and how many ran, since timing was started with ``start=True``."""
+        self._timed = self._timed or start
+        return self._plan(()).plan.profile()
+
+    def close(self) -> None:
+        """Free threads and memory. Idempotent."""
+        if self._runtime is not None:
+            self._plans.clear()
+            del self._weights
+            self._runtime = None
+
+    def _open(self) -> _native.Runtime:
+        assert self._runtime is not None, "the executor is closed"
+        return self._runtime
+
+    def _plan(self, taps: tuple[str, ...]) -> CompiledPlan:
+        """The plan that keeps `taps`, made when first asked for."""
+        if taps not in self._plans:
+            names = {node.name for node in self._graph.nodes}
+            if unknown := sorted(set(taps) - names):
+                raise ExecutorError(f"The graph has no node {unknown[0]!r} to tap.")
+            self._plans[taps] = compile_plan(self._graph, self._weights, self._open(), self._max_rows, taps)
+        return self._plans[taps]
+
+
+def _arrays(step: Step) -> tuple[Int32, Int32, Int32, Int32, Int32, Int32]:
+    return (
+        np.ascontiguousarray(step.token_ids, dtype=np.int32),
+        np.ascontiguousarray(step.positions, dtype=np.int32),
+        np.ascontiguousarray(step.seq_starts, dtype=np.int32),
+        np.ascontiguousarray(step.context_lens, dtype=np.int32),
+        np.ascontiguousarray(step.block_tables, dtype=np.int32),
+        np.ascontiguousarray(step.sample_rows, dtype=np.int32),
+    )
+
+
+def _empty_result(rows: EncodedRows) -> StepResult:
+    shape = (rows.num_rows, rows.num_top)
+    return StepResult(
+        token_ids=np.empty(rows.num_rows, dtype=np.int32),
+        logprobs=np.full(rows.num_rows, np.nan, dtype=np.float32),
+        top_ids=np.full(shape, -1, dtype=np.int32),
+        top_logprobs=np.full(shape, np.nan, dtype=np.float32),
+    )
+
+
+def _sampling_error(status: Int32) -> ExecutorError:
+    row = int(status.nonzero()[0][0])
+    if status[row] == _RAW_NOT_FINITE:
+        return ExecutorError(
+            f"Sampled row {row} has no token to choose: its logits are not finite.", "Check the weights."
+        )
+    return ExecutorError(f"Sampled row {row} has no token to choose: every token is banned.", "Ban fewer tokens.")

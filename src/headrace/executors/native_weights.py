@@ -1,0 +1,80 @@
+"""A graph's parameters in the hands of the native runtime: packed matrices, raw tables, vectors, rotary tables."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from headrace._native import Runtime
+from headrace.base.errors import ExecutorError
+from headrace.graph.ir import Graph, RopeTable
+from headrace.numerics.tensor import RawTensor
+
+
+class PackedWeights:
+    """Numbers by which plans name parameters. Each parameter is handed over once, however many nodes share it."""
+
+    def __init__(self, graph: Graph, weights: Mapping[str, RawTensor], runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._linears: dict[str, int] = {}
+        self._tables: dict[str, int] = {}
+        self._vectors: dict[str, int] = {}
+        self._rotations: dict[RopeTable, int] = {}
+        self._borrowed: list[RawTensor] = []  # tables are read where they lie
+        for node in graph.nodes:
+            parts = node.integer("parts") if node.op == "linear" else 0
+            for i, name in enumerate(node.params):
+                tensor = weights[name]
+                assert tensor.shape == graph.params[name].shape, f"{name} is {tensor.shape}"
+                if node.op == "embed":
+                    self._add_table(name, tensor)
+                elif i < parts:
+                    self._add_linear(name, tensor)
+                else:
+                    self._add_vector(name, tensor)
+            if node.op == "rope":
+                self._add_rotation(node.rope())
+        runtime.pack()
+
+    def linear(self, name: str) -> int:
+        return self._linears[name]
+
+    def table(self, name: str) -> int:
+        return self._tables[name]
+
+    def vector(self, name: str) -> int:
+        return self._vectors[name]
+
+    def rotation(self, table: RopeTable) -> int:
+        return self._rotations[table]
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """Each kernel in use: its name, the stored format and shape it serves, how many weights, their packed bytes."""
+        found: dict[tuple[str, int, int], dict[str, Any]] = {}
+        for index in self._linears.values():
+            info = self._runtime.describe_linear(index)
+            key = (info["kernel"], info["out_features"], info["in_features"])
+            entry = found.setdefault(key, {**info, "packed_bytes": 0, "count": 0})
+            entry["count"] += 1
+            entry["packed_bytes"] += info["packed_bytes"]
+        return list(found.values())
+
+    def _add_linear(self, name: str, tensor: RawTensor) -> None:
+        if name not in self._linears:
+            try:
+                self._linears[name] = self._runtime.add_linear(tensor.format.name, tensor.data, tensor.shape[1])
+            except (ValueError, TypeError) as error:
+                raise ExecutorError(f"No native kernel takes {name}: {error}.") from error
+
+    def _add_table(self, name: str, tensor: RawTensor) -> None:
+        if name not in self._tables:
+            self._tables[name] = self._runtime.add_table(tensor.format.name, tensor.data, tensor.shape[1])
+            self._borrowed.append(tensor)
+
+    def _add_vector(self, name: str, tensor: RawTensor) -> None:
+        if name not in self._vectors:
+            self._vectors[name] = self._runtime.add_vector(np.ascontiguousarray(tensor.to_f32().reshape(-1)))
+
+    def _add_rotation(self, table: RopeTable) -> None:
+        if table not in self._rotations:
+            self._rotations[table] = self._runtime.add_rotation(list(table.inv_freq), table.scale)

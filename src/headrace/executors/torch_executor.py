@@ -1,0 +1,119 @@
+"""The reference executor: interprets a graph node by node over torch, on a CPU or any other device torch knows."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from headrace.base.errors import ExecutorError, InvalidRequestError, MissingDependencyError
+
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":  # torch is there, but broken: its own message says how
+        raise
+    raise MissingDependencyError("The torch executor needs torch.", "pip install headrace[torch]") from error
+
+from torch import Tensor
+
+from headrace.engine.step import Float32, Step, StepResult
+from headrace.executors import sampler
+from headrace.executors.kv_layout import KV_FORMATS
+from headrace.executors.torch_ops import REFERENCE_OPS, Batch, Call, KVCache
+from headrace.graph.ir import Graph
+from headrace.graph.ops import validate
+from headrace.numerics.tensor import RawTensor
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+
+
+class TorchExecutor:
+    """Implements `headrace.engine.executor.Executor`; what the other executors are compared with.
+
+    Args:
+        graph: what to run; fused or not.
+        weights: a tensor for every parameter of the graph. Decoded to `dtype` here; not kept.
+        num_blocks: KV blocks to allocate.
+        block_size: tokens per block.
+        kv_format: one of `kv_layout.KV_FORMATS`; keys and values are rounded to it when they are appended.
+        dtype: a key of `DTYPES`: of the weights and of the activations between nodes.
+        device: as torch names it.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, RawTensor],
+        *,
+        num_blocks: int,
+        block_size: int = 16,
+        kv_format: str = "f32",
+        dtype: str = "float32",
+        device: str = "cpu",
+    ) -> None:
+        if kv_format not in KV_FORMATS:
+            raise InvalidRequestError(f"kv_format {kv_format!r} is unknown.", f"Use one of {KV_FORMATS}.")
+        if dtype not in DTYPES:
+            raise InvalidRequestError(f"dtype {dtype!r} is unknown.", f"Use one of {tuple(DTYPES)}.")
+        validate(graph)
+        self.block_size = block_size
+        self.num_blocks = num_blocks
+        self.vocab_size = graph.node(graph.output).features
+        self._graph = graph
+        self._device = torch.device(device)
+        self._dead_after = _dead_after(graph)
+        self._params = dict(_load(graph, weights, DTYPES[dtype], self._device))
+        self._kv = tuple(
+            KVCache(*(torch.zeros(shape, dtype=_KV_DTYPES[kv_format], device=self._device) for _ in ("keys", "values")))
+            for shape in ((num_blocks, block_size, kv.num_kv_heads, kv.head_dim) for kv in graph.kv_layers)
+        )
+
+    def execute(self, step: Step) -> StepResult:
+        """Run one step. Writes KV only into the step's own blocks. Raises on failure, leaving the pool usable."""
+        assert len(step.token_ids) > 0, "a step without tokens"
+        assert 0 <= step.token_ids.min() <= step.token_ids.max() < self.vocab_size, "a token id leaves the vocabulary"
+        for name in step.taps:
+            if all(name != node.name for node in self._graph.nodes):
+                raise ExecutorError(f"No node is named {name!r}, so it can't be tapped.")
+        values = self._run(step)
+        made = sampler.sample(values[self._graph.output], step.sampling)
+        return StepResult(*made, taps={name: values[name] for name in step.taps})
+
+    def close(self) -> None:
+        """Drop the weights and the KV pool. Idempotent; no step may follow."""
+        self._params = {}
+        self._kv = ()
+
+    @torch.inference_mode()
+    def _run(self, step: Step) -> dict[str, Float32]:
+        """Evaluate the graph; the values of the output and the taps."""
+        wanted = {self._graph.output, *step.taps}
+        batch = Batch.of_step(step, self._kv, self.block_size, self._device)
+        live: dict[str, Tensor] = {}
+        kept: dict[str, Float32] = {}
+        for node in self._graph.nodes:
+            inputs = [live[name] for name in node.inputs]
+            params = [self._params[name] for name in node.params]
+            live[node.name] = REFERENCE_OPS[node.op](Call(node, inputs, params, batch))
+            if node.name in wanted:
+                kept[node.name] = live[node.name].to("cpu", torch.float32).contiguous().numpy()
+            for name in self._dead_after[node.name]:
+                del live[name]
+        return kept
+
+
+def _load(
+    graph: Graph, weights: Mapping[str, RawTensor], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    for name, param in graph.params.items():
+        assert weights[name].shape == param.shape, f"{name} is {weights[name].shape}, not {param.shape}"
+        decoded = np.array(weights[name].to_f32())  # a copy: torch refuses the read-only views of a mapped file
+        yield name, torch.from_numpy(decoded).to(device, dtype)
+
+
+def _dead_after(graph: Graph) -> dict[str, tuple[str, ...]]:
+    """For each node, the values that nothing reads once it has run: their memory can go."""
+    last_reader = {name: node.name for node in graph.nodes for name in (node.name, *node.inputs)}
+    return {
+        node.name: tuple(name for name, reader in last_reader.items() if reader == node.name) for node in graph.nodes
+    }

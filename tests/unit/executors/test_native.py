@@ -1,0 +1,157 @@
+"""The native executor's edges: what it refuses, what it reports, how it ends."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from headrace._native import available_isas
+from headrace.base.errors import ExecutorError
+from headrace.engine.sampling import SamplingParams
+from headrace.engine.step import SampleRow, Step
+from headrace.executors.native import NativeExecutor
+from headrace.graph.passes import fuse
+from headrace.numerics.tensor import RawTensor
+from tests.support.stepping import Stepper
+from tests.support.tiny_llama import VOCAB, random_weights, tiny_llama
+
+
+def make(**options) -> NativeExecutor:
+    graph = options.pop("graph", None) or tiny_llama()
+    weights = options.pop("weights", None) or random_weights(graph)
+    limits = {"num_blocks": 8, "block_size": 4, "max_batched_tokens": 16, "max_num_seqs": 8, "max_model_len": 24}
+    return NativeExecutor(graph, weights, **{**limits, **options})
+
+
+@pytest.fixture
+def executor():
+    made = make()
+    yield made
+    made.close()
+
+
+def int32(*values: int) -> np.ndarray:
+    return np.array(values, dtype=np.int32)
+
+
+GOOD = Step(
+    token_ids=int32(1, 2, 3, 4, 5),
+    positions=int32(0, 1, 2, 3, 0),
+    seq_starts=int32(0, 4, 5),
+    context_lens=int32(4, 1),
+    block_tables=np.array([[5, -1], [2, -1]], dtype=np.int32),
+    sample_rows=int32(3, 4),
+    sampling=(SampleRow(SamplingParams(temperature=0.0), 0, 0),) * 2,
+)
+
+BAD = {
+    "token beyond the vocabulary": {"token_ids": int32(1, 2, VOCAB, 4, 5)},
+    "negative token": {"token_ids": int32(1, -2, 3, 4, 5)},
+    "position out of order": {"positions": int32(0, 2, 1, 3, 0)},
+    "positions of another length": {"positions": int32(0, 1, 2, 3)},
+    "rows of no sequence": {"seq_starts": int32(0, 3, 4)},
+    "sequence without rows": {"seq_starts": int32(0, 5, 5)},
+    "rows that start late": {"seq_starts": int32(1, 4, 5)},
+    "context shorter than its rows": {"context_lens": int32(3, 1)},
+    "context beyond the block table": {"context_lens": int32(4, 9), "positions": int32(0, 1, 2, 3, 8)},
+    "context beyond the window": {"context_lens": int32(4, 25), "positions": int32(0, 1, 2, 3, 24)},
+    "missing block": {"block_tables": np.array([[-1, 1], [2, -1]], dtype=np.int32)},
+    "block beyond the pool": {"block_tables": np.array([[5, -1], [8, -1]], dtype=np.int32)},
+    "sampled row beyond the rows": {"sample_rows": int32(3, 5)},
+    "sampled rows out of order": {"sample_rows": int32(4, 3)},
+    "too many tokens": {
+        "token_ids": int32(*[1] * 17),
+        "positions": int32(*range(17)),
+        "seq_starts": int32(0, 17),
+        "context_lens": int32(17),
+        "block_tables": np.arange(5, dtype=np.int32)[None],
+    },
+    "sampling for fewer rows": {"sampling": GOOD.sampling[:1]},
+    "unknown tap": {"taps": ("layers.9.attn",)},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_step_that_does_not_fit_changes_nothing(executor, what) -> None:
+    expected = executor.execute(GOOD).token_ids
+    with pytest.raises(ExecutorError):
+        executor.execute(replace(GOOD, **BAD[what]))
+    np.testing.assert_array_equal(executor.execute(GOOD).token_ids, expected)
+
+
+def test_a_step_that_samples_nothing_has_an_empty_result(executor) -> None:
+    result = executor.execute(replace(GOOD, sample_rows=int32(), sampling=()))
+    assert result.token_ids.shape == (0,)
+    assert result.top_ids.shape == (0, 0)
+
+
+def test_refuses_an_instruction_set_that_is_not_there() -> None:
+    with pytest.raises(ExecutorError, match="portable"):
+        make(isa="avx1024")
+
+
+def test_fused_and_unfused_graphs_agree_to_the_bit() -> None:
+    """Fusing lays weights side by side; each column's arithmetic stays. Parts may differ in format."""
+    graph = tiny_llama()
+    weights = random_weights(graph, ("q4_1", "q8_0", "bf16", "f32"))
+    work = {"a": [3, 1, 4, 1, 5], "b": [9, 2]}
+    taps = [
+        Stepper(make(graph=g, weights=weights)).run(work, taps=("logits",)).taps["logits"] for g in (graph, fuse(graph))
+    ]
+    np.testing.assert_array_equal(*taps)
+
+
+@pytest.mark.parametrize("isa", available_isas())
+def test_instruction_sets_agree(isa) -> None:
+    graph = tiny_llama()
+    weights = random_weights(graph, ("q4_1", "q8_0", "bf16", "f32"))
+    logits = [
+        Stepper(make(graph=graph, weights=weights, isa=name, kv_format="f32"))
+        .run({"a": [3, 1, 4, 1, 5]}, taps=("logits",))
+        .taps["logits"]
+        for name in ("portable", isa)
+    ]
+    assert np.abs(logits[1] - logits[0]).max() <= 1e-4 * np.abs(logits[0]).max()
+
+
+def test_biases_are_added() -> None:
+    from headrace.graph.builder import GraphBuilder
+
+    g = GraphBuilder()
+    x = g.embed("embed", 40, 32)
+    graph = g.build(g.linear("logits", g.select_rows("last", x), 40, bias=True))
+    weights = dict(random_weights(graph))
+    bias = np.arange(40, dtype=np.float32)
+    weights["logits.bias"] = RawTensor.from_f32(bias)
+    got = Stepper(make(graph=graph, weights=weights)).run({"a": [1, 2]}, taps=("last", "logits")).taps
+    expected = got["last"] @ weights["logits.weight"].to_f32().T + bias
+    np.testing.assert_allclose(got["logits"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_embeddings_are_scaled() -> None:
+    from headrace.graph.builder import GraphBuilder
+
+    g = GraphBuilder()
+    graph = g.build(g.select_rows("last", g.embed("embed", 20, 20, scale=3.0)))
+    weights = random_weights(graph)
+    got = Stepper(make(graph=graph, weights=weights)).run({"a": [1, 7]}, taps=("last",)).taps["last"]
+    np.testing.assert_array_equal(got, 3 * weights["embed.weight"].to_f32()[[1, 7]])
+
+
+def test_says_what_was_chosen_and_where_time_went() -> None:
+    executor = make(isa="portable", num_threads=1)
+    assert (executor.num_threads, executor.isa) == (1, "portable")
+    told = executor.describe()
+    assert sum(kernel["count"] for kernel in told["kernels"]) == 15
+    assert told["kv_bytes"] == 2 * 2 * 8 * 4 * 2 * 16 * 2  # layers, k and v, blocks, tokens, heads, features, bytes
+    executor.profile(start=True)
+    executor.execute(GOOD)
+    profile = executor.profile()
+    assert profile["linear"][1] == 15
+    assert all(seconds >= 0 for seconds, _ in profile.values())
+
+
+def test_close_can_be_called_twice() -> None:
+    executor = make()
+    executor.close()
+    executor.close()

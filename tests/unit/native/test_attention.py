@@ -1,0 +1,118 @@
+"""Native attention against a plain softmax over all keys, on queries, keys and values that the executor itself made."""
+
+import numpy as np
+import pytest
+
+from headrace._native import available_isas
+from headrace.executors.native import NativeExecutor
+from headrace.graph.builder import GraphBuilder
+from headrace.graph.ir import Graph
+from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
+from tests.support.stepping import Stepper
+from tests.support.tiny_llama import random_weights
+
+VOCAB, HIDDEN = 64, 32
+TAPS = ("q", "k", "v", "attn")
+
+
+def one_attention(heads: int, kv_heads: int, dim: int, window: int) -> Graph:
+    g = GraphBuilder()
+    x = g.embed("embed", VOCAB, HIDDEN)
+    q, k, v = g.linear("q", x, heads * dim), g.linear("k", x, kv_heads * dim), g.linear("v", x, kv_heads * dim)
+    attn = g.attention(
+        "attn", q, k, v, layer=0, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, scale=dim**-0.5, window=window
+    )
+    return g.build(g.linear("logits", g.select_rows("last", attn), VOCAB))
+
+
+def reference(q, k, v, heads: int, kv_heads: int, dim: int, window: int):
+    """Causal attention of one whole sequence, float64: q [T, heads * dim], k and v [T, kv_heads * dim]."""
+    tokens = len(q)
+    q_thd = q.astype(np.float64).reshape(tokens, heads, dim)
+    k_thd, v_thd = (
+        np.repeat(x.astype(np.float64).reshape(tokens, kv_heads, dim), heads // kv_heads, 1) for x in (k, v)
+    )
+    scores = np.einsum("qhd,khd->hqk", q_thd, k_thd) * dim**-0.5
+    distance = np.arange(tokens)[:, None] - np.arange(tokens)[None, :]
+    scores[:, (distance < 0) | ((distance >= window) if window else False)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v_thd).reshape(tokens, -1)
+
+
+def run(graph: Graph, tokens: list[int], chunks: list[int], **options) -> dict[str, np.ndarray]:
+    """The tapped values of one sequence computed in chunks of these sizes, next to another one that moves along."""
+    block_size = options.pop("block_size", 16)
+    executor = NativeExecutor(
+        graph,
+        random_weights(graph, seed=3),
+        num_blocks=2 * -(-len(tokens) // block_size),
+        block_size=block_size,
+        max_batched_tokens=2 * len(tokens),
+        max_num_seqs=4,
+        max_model_len=len(tokens),
+        **options,
+    )
+    stepper, begin, found = Stepper(executor), 0, {name: [] for name in TAPS}
+    for size in chunks:
+        part = tokens[begin : begin + size]
+        result = stepper.run({"other": part[::-1], "asked": part}, sampled=1, taps=TAPS)
+        for name in TAPS:
+            found[name].append(result.taps[name][size:])
+        begin += size
+    executor.close()
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+TOKENS = np.random.default_rng(5).integers(0, VOCAB, 90).tolist()
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("kv_format", ["f32", "bf16"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "window", "block_size"),
+    [
+        (4, 2, 16, 0, 16),
+        (9, 3, 64, 0, 16),  # the fast path's own shape
+        (8, 1, 80, 0, 32),
+        (5, 5, 48, 0, 64),
+        (6, 2, 24, 0, 16),  # a head that is no whole number of vectors
+        (4, 2, 16, 0, 8),  # a block that is less than a vector
+        (4, 2, 32, 20, 16),
+        (4, 2, 7, 5, 3),
+    ],
+)
+def test_equals_softmax_over_all_keys(isa, kv_format, heads, kv_heads, dim, window, block_size) -> None:
+    got = run(
+        one_attention(heads, kv_heads, dim, window), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size
+    )
+    k, v = got["k"], got["v"]
+    if kv_format == "bf16":
+        k, v = (bf16_to_f32(f32_to_bf16(np.ascontiguousarray(x))) for x in (k, v))
+    np.testing.assert_allclose(
+        got["attn"], reference(got["q"], k, v, heads, kv_heads, dim, window), rtol=1e-5, atol=3e-6
+    )
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("window", [0, 20])
+def test_is_the_same_however_the_tokens_are_chunked(isa, window) -> None:
+    graph = one_attention(9, 3, 16, window)
+    whole = run(graph, TOKENS, [90], isa=isa)["attn"]
+    for chunks in ([1] * 90, [33, 1, 1, 20, 35], [64, 26]):
+        for num_threads in (1, 3):
+            got = run(graph, TOKENS, chunks, isa=isa, num_threads=num_threads)["attn"]
+            np.testing.assert_array_equal(got, whole)
+
+
+@pytest.mark.parametrize("window", [0, 700])
+def test_splits_of_long_contexts_join_to_the_same_bits(window) -> None:
+    """Decoding few sequences hands their splits to different threads; prefill computes them in a row."""
+    graph = one_attention(4, 2, 16, window)
+    tokens = np.random.default_rng(6).integers(0, VOCAB, 1300).tolist()
+    whole = run(graph, tokens, [1300], num_threads=1)
+    chunked = run(graph, tokens, [1290] + [1] * 10, num_threads=3)
+    np.testing.assert_array_equal(chunked["attn"], whole["attn"])
+    expected = reference(
+        whole["q"], *(bf16_to_f32(f32_to_bf16(np.ascontiguousarray(whole[x]))) for x in "kv"), 4, 2, 16, window
+    )
+    np.testing.assert_allclose(whole["attn"], expected, rtol=1e-5, atol=3e-6)
