@@ -11,8 +11,8 @@ RUN python -m venv /opt/headrace \
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/headrace /opt/headrace
-RUN useradd --create-home headrace
-USER headrace
+RUN useradd --create-home --uid 1000 headrace
+USER 1000
 ENV PATH=/opt/headrace/bin:$PATH
 EXPOSE 8000
 HEALTHCHECK --start-period=30s CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health')"]

@@ -10,7 +10,7 @@ DEV_MB  ?= 4000  # and with torch and the rest of what the tests need
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-NATIVE := $(shell find native -name '*.cpp' -o -name '*.h') CMakeLists.txt
+NATIVE := $(shell find native -type f) CMakeLists.txt
 CORE   := $(VENV)/.core
 DEV    := $(VENV)/.dev
 MODELS := $(VENV)/.models
@@ -21,7 +21,7 @@ help:
 	@echo "make serve    build everything and serve $(MODEL) on port $(PORT) (OpenAI API)"
 	@echo "make demo     the same, asks one question, prints the answer and its speed, stops"
 	@echo "make test     install what the tests need and run them all"
-	@echo "make lint     ruff, mypy, clang-format"
+	@echo "make lint     ruff, mypy, clang-format, hadolint"
 	@echo "make bench    time the kernels and the engine on this machine"
 
 # $(call require_space,MB): say so before anything is written, not in the middle of it
@@ -69,12 +69,13 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(find native -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+	$(BIN)/hadolint Dockerfile
 
 format: $(DEV)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h')
+	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 
 bench: $(CORE) $(MODELS)
 	$(BIN)/python benchmarks/linear.py

@@ -25,6 +25,7 @@ template <typename T>
 struct Tile {
   const T* keys[kTileVectors];
   const T* values[kTileVectors];
+  const T* next_keys[kTileVectors];  // of the tile after it, to be fetched early
   int64_t key_stride, value_stride;
 };
 
@@ -42,6 +43,14 @@ struct Queries {
 int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
+// Blocks lie apart, so hardware prefetchers start over at each: fetch the values while scoring, the next keys while
+// summing values. Each step asks for its share of the runs.
+template <typename T>
+HEADRACE_INLINE void fetch(const T* const (&runs)[kTileVectors], int64_t offset) {
+#pragma GCC unroll 8
+  for (int g = 0; g < kTileVectors; ++g) __builtin_prefetch(runs[g] + offset);
+}
+
 template <int N, typename T>
 void scores(const float* q, int64_t dim, const Tile<T>& tile, f32x16 (*out)[kTileVectors]) {
   f32x16 sums[N][kTileVectors] = {};
@@ -49,6 +58,7 @@ void scores(const float* q, int64_t dim, const Tile<T>& tile, f32x16 (*out)[kTil
     f32x16 keys[kTileVectors];
 #pragma GCC unroll 8
     for (int g = 0; g < kTileVectors; ++g) keys[g] = load(tile.keys[g] + d * tile.key_stride);
+    fetch(tile.values, d * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
       const f32x16 feature = broadcast(q[i * dim + d]);
@@ -76,6 +86,7 @@ void accumulate(const float (*weights)[kTileKeys], const float* decay, const Til
     f32x16 values[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) values[v] = load(token + v * kLanes);
+    if (d == 0) fetch(tile.next_keys, j * tile.value_stride / kTileVectors);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
       const f32x16 weight = broadcast(weights[i][j]);
@@ -160,6 +171,11 @@ void attend_tile(const Queries& queries, const Tile<T>& tile, int32_t tile_begin
   }
 }
 
+// Where the KV head of a task begins in the block of a position.
+int64_t place(const AttentionShape& shape, const AttentionTask& task, int32_t position) {
+  return task.block_table[position / shape.block_size] * shape.block_values() + task.kv_head * shape.head_values();
+}
+
 // A tile whose runs of 16 each lie in one block, read in place.
 template <typename T>
 Tile<T> tile_in_place(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, int32_t begin,
@@ -169,11 +185,11 @@ Tile<T> tile_in_place(const AttentionShape& shape, const KvLayer& layer, const A
   tile.value_stride = shape.head_dim;
   for (int g = 0; g < kTileVectors; ++g) {
     const int32_t run = begin + g * static_cast<int32_t>(kLanes), position = run < end ? run : begin;
-    const int32_t offset = position % shape.block_size;
-    const int64_t head =
-        task.block_table[position / shape.block_size] * shape.block_values() + task.kv_head * shape.head_values();
-    tile.keys[g] = static_cast<const T*>(layer.keys) + head + offset;
-    tile.values[g] = static_cast<const T*>(layer.values) + head + int64_t{offset} * shape.head_dim;
+    tile.keys[g] = static_cast<const T*>(layer.keys) + place(shape, task, position) + position % shape.block_size;
+    tile.values[g] = static_cast<const T*>(layer.values) + place(shape, task, position) +
+                     int64_t{position % shape.block_size} * shape.head_dim;
+    const int32_t next = run + kTileKeys < end ? run + kTileKeys : position;
+    tile.next_keys[g] = static_cast<const T*>(layer.keys) + place(shape, task, next) + next % shape.block_size;
   }
   return tile;
 }
@@ -193,8 +209,7 @@ Tile<float> tile_gathered(const AttentionShape& shape, const KvLayer& layer, con
   __builtin_memset(scratch, 0, 2 * kTileKeys * dim * sizeof(float));
   for (int32_t position = begin; position < smaller(end, begin + kTileKeys); ++position) {
     const int32_t offset = position % shape.block_size, j = position - begin;
-    const int64_t head =
-        task.block_table[position / shape.block_size] * shape.block_values() + task.kv_head * shape.head_values();
+    const int64_t head = place(shape, task, position);
     const T* k = static_cast<const T*>(layer.keys) + head + offset;
     const T* v = static_cast<const T*>(layer.values) + head + int64_t{offset} * shape.head_dim;
     for (int32_t d = 0; d < shape.head_dim; ++d) {
@@ -208,6 +223,7 @@ Tile<float> tile_gathered(const AttentionShape& shape, const KvLayer& layer, con
   for (int g = 0; g < kTileVectors; ++g) {
     tile.keys[g] = keys + g * kLanes;
     tile.values[g] = values + g * kLanes * dim;
+    tile.next_keys[g] = keys;
   }
   return tile;
 }

@@ -25,7 +25,7 @@ constexpr int64_t kChunkBlocks = 8, kGroupPanels = 4;
 // Tile registers, two of each: while one block is multiplied, the next one loads and the last one is stored.
 constexpr int kC = 0, kB = 2, kHi = 4, kLo = 6;
 
-// GCC's tile intrinsics do not tell the compiler what memory they read.
+// GCC's tile loads do not tell the compiler what memory they read.
 inline void memory_barrier() { asm volatile("" ::: "memory"); }
 
 struct alignas(64) TileConfig {
@@ -46,8 +46,8 @@ void configure(int64_t a_rows, int64_t tile_k) {
     set(kHi + i, a_rows, tile_k * 2);
     set(kLo + i, a_rows, tile_k * 2);
   }
-  memory_barrier();
-  _tile_loadconfig(&config);
+  // The intrinsic claims to read 8 of the 64 bytes, and GCC drops the stores to the others.
+  asm volatile("ldtilecfg %0" ::"m"(config));
 }
 
 // ---- unpacking a block to a B tile ----------------------------------------------------------------------------------

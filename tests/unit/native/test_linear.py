@@ -1,0 +1,173 @@
+"""Linear kernels: every format, instruction set and activation precision against the values that the weights stand for."""
+
+import gguf
+import numpy as np
+import pytest
+
+from headrace import _native
+
+PLAIN = {"f32": 4, "f16": 2, "bf16": 2}
+# Where a block holds its f16 scales, so that random blocks get finite ones.
+SCALES = {
+    "q4_0": [0],
+    "q4_1": [0, 2],
+    "q5_0": [0],
+    "q5_1": [0, 2],
+    "q8_0": [0],
+    "q2_k": [80, 82],
+    "q3_k": [108],
+    "q4_k": [0, 2],
+    "q5_k": [0, 2],
+    "q6_k": [208],
+}
+FORMATS = [*PLAIN, *SCALES]
+ISAS = _native.available_isas()
+# Error per unit of sum |w x|. f32: hi + lo bf16 inputs keep 2^-17; rounding of long sums adds a little. bf16: inputs
+# keep 2^-9.
+TOLERANCE = {"f32": 2.0**-17 + 2e-6, "bf16": 2.0**-9 + 2e-6}
+ROWS = [1, 2, 7, 8, 9, 16, 17, 33, 64]
+
+
+def random_weight(name: str, out: int, features: int, seed: int = 0) -> np.ndarray:
+    """Stored rows [out, bytes] whose every code, sign and scale occurs."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal((out, features)).astype(np.float32)
+    if name == "f32":
+        return values.view(np.uint8)
+    if name == "f16":
+        return values.astype(np.float16).view(np.uint8)
+    if name == "bf16":
+        return (values.view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
+    block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
+    raw = rng.integers(0, 256, (out, features // block, size), dtype=np.uint8)
+    for at in SCALES[name]:
+        scale = (rng.standard_normal((out, features // block, 1)) * 0.01).astype(np.float16)
+        raw[:, :, at : at + 2] = scale.view(np.uint8)
+    return raw.reshape(out, -1)
+
+
+def random_input(rows: int, features: int, seed: int = 1) -> np.ndarray:
+    """Activations over several orders of magnitude, as models have them."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, features)) * np.exp(2 * rng.standard_normal((rows, features)))
+    return x.astype(np.float32)
+
+
+def dequantize(name: str, raw: np.ndarray, features: int) -> np.ndarray:
+    if name == "f32":
+        return raw.view(np.float32)
+    if name == "f16":
+        return raw.view(np.float16).astype(np.float32)
+    return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name.upper()]).reshape(len(raw), features)
+
+
+def bits(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).view(np.uint32)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_decoded_rows_equal_gguf_bit_for_bit(name: str) -> None:
+    raw = random_weight(name, 24, 1024)
+    np.testing.assert_array_equal(bits(_native.decode_rows(name, raw, 1024)), bits(dequantize(name, raw, 1024)))
+
+
+def test_every_half_float_decodes_exactly() -> None:
+    halves = np.arange(65536, dtype=np.uint16)
+    values = halves.view(np.float16).astype(np.float32)
+    decoded = _native.decode_rows("f16", halves.view(np.uint8)[None], 65536)[0]
+    finite = ~np.isnan(values)
+    np.testing.assert_array_equal(bits(decoded[finite]), bits(values[finite]))
+    assert np.isnan(decoded[~finite]).all()
+
+
+@pytest.mark.parametrize("activation", ["f32", "bf16"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_product_equals_the_reference_for_any_number_of_rows(name: str, isa: str, activation: str) -> None:
+    out, features = 40, 768
+    raw = random_weight(name, out, features)
+    weight = _native.decode_rows(name, raw, features).astype(np.float64)
+    x = random_input(max(ROWS), features)
+    for rows in ROWS:
+        y = _native.linear_test(name, raw, x[:rows], isa, activation)
+        wide = x[:rows].astype(np.float64)
+        error = np.abs(y - wide @ weight.T)
+        assert (error <= TOLERANCE[activation] * slack(name, raw, wide, weight)).all(), rows
+
+
+def slack(name: str, raw: np.ndarray, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Sum of |terms|. A format with offsets adds scale * q and offset, which may cancel: both count."""
+    total = np.abs(x) @ np.abs(weight).T
+    if name in ("q4_1", "q5_1", "q2_k", "q4_k", "q5_k"):
+        total = total + np.abs(x).sum(axis=1, keepdims=True) * np.abs(weight).max(axis=1)
+    return total
+
+
+@pytest.mark.parametrize("activation", ["f32", "bf16"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", FORMATS)
+def test_bits_depend_on_neither_batch_nor_columns(name: str, isa: str, activation: str) -> None:
+    out, features, most = 72, 2304, 70  # 72 blocks of 32: more than one chunk in every kernel
+    raw = random_weight(name, out, features)
+    x = random_input(most, features)
+    whole = bits(_native.linear_test(name, raw, x, isa, activation))
+    for rows in (1, 2, 3, 5, 8, 9, 16, 31, 69):  # the last rows, so that positions in a tile differ too
+        part = _native.linear_test(name, raw, x[most - rows :], isa, activation)
+        np.testing.assert_array_equal(bits(part), whole[most - rows :], err_msg=str(rows))
+    for begin, end in [(0, 16), (16, 64), (48, 72), (64, 72)]:
+        for rows in (1, most):
+            part = _native.linear_test(name, raw, x[:rows], isa, activation, begin, end)
+            np.testing.assert_array_equal(bits(part[:, begin:end]), whole[:rows, begin:end])
+            assert np.isnan(part[:, :begin]).all() and np.isnan(part[:, end:]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_row_count_up_to_seventy_gives_the_same_bits(isa: str) -> None:
+    raw, x = random_weight("q4_1", 32, 96), random_input(70, 96)
+    whole = bits(_native.linear_test("q4_1", raw, x, isa))
+    for rows in range(1, 71):
+        np.testing.assert_array_equal(bits(_native.linear_test("q4_1", raw, x[:rows], isa)), whole[:rows])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("shape", [(1, 1), (5, 33), (17, 63), (16, 65), (33, 7)])
+def test_plain_weights_take_odd_shapes(name: str, isa: str, shape: tuple[int, int]) -> None:
+    out, features = shape
+    raw = random_weight(name, out, features)
+    weight = _native.decode_rows(name, raw, features).astype(np.float64)
+    for rows in (1, 8, 19):
+        x = random_input(rows, features)
+        error = np.abs(_native.linear_test(name, raw, x, isa) - x.astype(np.float64) @ weight.T)
+        assert (error <= TOLERANCE["f32"] * (np.abs(x).astype(np.float64) @ np.abs(weight).T)).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_no_rows_is_an_empty_product(isa: str) -> None:
+    assert _native.linear_test("q4_0", random_weight("q4_0", 16, 64), random_input(0, 64), isa).shape == (0, 16)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["f32", "q4_1", "q8_0", "q6_k"])
+def test_a_row_of_zeros_and_a_row_of_infinities_stay_their_own(name: str, isa: str) -> None:
+    raw, x = random_weight(name, 16, 256), random_input(4, 256)
+    clean = bits(_native.linear_test(name, raw, x, isa))
+    x[1], x[2] = 0, np.inf
+    y = _native.linear_test(name, raw, x, isa)
+    np.testing.assert_array_equal(bits(y)[[0, 3]], clean[[0, 3]])
+    assert (y[1] == 0).all() and not np.isfinite(y[2]).any()
+
+
+@pytest.mark.parametrize(("name", "features", "block"), [("q4_0", 48, 32), ("q8_0", 33, 32), ("q4_k", 288, 256)])
+def test_a_shape_that_does_not_fill_blocks_is_refused(name: str, features: int, block: int) -> None:
+    raw, x = np.zeros((16, 64), np.uint8), random_input(1, features)
+    with pytest.raises(ValueError, match=rf"\[16, {features}\] in {name}: in_features must be a multiple of {block}"):
+        _native.linear_test(name, raw, x, "portable")
+
+
+def test_unknown_formats_and_instruction_sets_are_refused() -> None:
+    raw, x = np.zeros((16, 18), np.uint8), random_input(1, 32)
+    with pytest.raises(ValueError, match="'q9_z'"):
+        _native.linear_test("q9_z", raw, x, "portable")
+    with pytest.raises(ValueError, match="'mmx' is not available here, only: portable"):
+        _native.linear_test("q4_0", raw, x, "mmx")
