@@ -126,18 +126,24 @@ double sum_exp(const float* x, int64_t n, double shift) {
   return total;
 }
 
-void exp_weights(const double* x, int64_t n, double shift, double* weights) {
+double exp_weights(const double* x, int64_t n, double shift, double* weights) {
+  f64x8 sums = {};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
     const f64x8 w = exp(load_as<f64x8>(x + i) - shift);
     __builtin_memcpy(weights + i, &w, sizeof w);
+    sums += w;
   }
+  double total = 0;
+  for (int lane = 0; lane < 8; ++lane) total += sums[lane];
   if (i < n) {
     f64x8 rest = {};
     __builtin_memcpy(&rest, x + i, (n - i) * sizeof(double));
     const f64x8 w = exp(rest - shift);
     __builtin_memcpy(weights + i, &w, (n - i) * sizeof(double));
+    for (; i < n; ++i) total += weights[i];
   }
+  return total;
 }
 
 }  // namespace headrace::HEADRACE_KERNELS

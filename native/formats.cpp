@@ -11,12 +11,12 @@ namespace headrace {
 namespace {
 
 constexpr FormatTraits kTraits[] = {
-    {"f32", 1, 4, 0, 0, 0, false, false},         {"f16", 1, 2, 0, 0, 0, false, false},
-    {"bf16", 1, 2, 0, 0, 0, false, false},        {"q4_0", 32, 18, 32, -8, 7, false, true},
-    {"q4_1", 32, 20, 32, 0, 15, true, true},      {"q5_0", 32, 22, 32, -16, 15, false, true},
-    {"q5_1", 32, 24, 32, 0, 31, true, true},      {"q8_0", 32, 34, 32, -128, 127, false, true},
-    {"q2_k", 256, 84, 16, 0, 3, true, false},     {"q3_k", 256, 110, 16, -4, 3, false, false},
-    {"q4_k", 256, 144, 32, 0, 15, true, false},   {"q5_k", 256, 176, 32, 0, 31, true, false},
+    {"f32", 1, 4, 0, 0, 0, false, false},          {"f16", 1, 2, 0, 0, 0, false, false},
+    {"bf16", 1, 2, 0, 0, 0, false, false},         {"q4_0", 32, 18, 32, -8, 7, false, true},
+    {"q4_1", 32, 20, 32, 0, 15, true, true},       {"q5_0", 32, 22, 32, -16, 15, false, true},
+    {"q5_1", 32, 24, 32, 0, 31, true, true},       {"q8_0", 32, 34, 32, -128, 127, false, true},
+    {"q2_k", 256, 84, 16, 0, 3, true, false},      {"q3_k", 256, 110, 16, -4, 3, false, false},
+    {"q4_k", 256, 144, 32, 0, 15, true, false},    {"q5_k", 256, 176, 32, 0, 31, true, false},
     {"q6_k", 256, 210, 16, -32, 31, false, false},
 };
 

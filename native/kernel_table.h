@@ -15,7 +15,7 @@
   void join(const float*, int64_t, int64_t, int32_t, float*, float*);                                 \
   Peak peak(const float*, int64_t);                                                                   \
   double sum_exp(const float*, int64_t, double);                                                      \
-  void exp_weights(const double*, int64_t, double, double*);                                          \
+  double exp_weights(const double*, int64_t, double, double*);                                        \
   inline Kernels make_kernels() {                                                                     \
     return {rms_norm, rope, glu, add, scale, write_kv, attend, join, peak, sum_exp, exp_weights};     \
   }                                                                                                   \

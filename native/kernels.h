@@ -85,8 +85,8 @@ struct Kernels {
   Peak (*peak)(const float* x, int64_t n);
   // Sum of e^(x - shift), in double.
   double (*sum_exp)(const float* x, int64_t n, double shift);
-  // weights[i] = e^(x[i] - shift).
-  void (*exp_weights)(const double* x, int64_t n, double shift, double* weights);
+  // weights[i] = e^(x[i] - shift); returns their sum.
+  double (*exp_weights)(const double* x, int64_t n, double shift, double* weights);
 };
 
 // The table for an available instruction set (AMX machines use the AVX-512 one).

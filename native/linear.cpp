@@ -10,8 +10,8 @@
 #include "buffer.h"
 #include "formats.h"
 #include "isa.h"
-#include "linear_tile.h"
 #include "linear_f32.h"
+#include "linear_tile.h"
 
 namespace headrace {
 
@@ -75,8 +75,8 @@ class F32Linear final : public Linear {
     const FormatTraits& t = traits(format);
     const int64_t panels = (out + kPanel - 1) / kPanel;
     const Payload payload = payload_of(format);
-    weights_ = {payload, out, in, t.group, static_cast<float>(t.min_q), nullptr, panel_bytes(payload, in), nullptr,
-                nullptr};
+    weights_ = {payload, out,    in, t.group, static_cast<float>(t.min_q), nullptr, panel_bytes(payload, in),
+                nullptr, nullptr};
     const size_t data_bytes = panels * weights_.panel_bytes;
     data_ = Buffer(data_bytes);
     weights_.data = data_.as();

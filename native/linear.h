@@ -33,8 +33,8 @@ struct WeightView {
 struct InputForm {
   Isa isa;
   Activation activation;
-  int32_t group;  // features per scale group that needs a sum of inputs; 0: none
-  int32_t layout; // private to the kernels
+  int32_t group;   // features per scale group that needs a sum of inputs; 0: none
+  int32_t layout;  // private to the kernels
   bool operator==(const InputForm&) const = default;
 };
 

@@ -13,9 +13,9 @@ struct PanelWeights {
   enum class Payload : uint8_t { f32, f16, bf16, i8, u4 };
   Payload payload;
   int64_t out_features, in_features;
-  int64_t group;         // features per scale; 0: none
-  float min_q;           // added to u4 codes
-  const uint8_t* data;   // [panels][panel_bytes]
+  int64_t group;        // features per scale; 0: none
+  float min_q;          // added to u4 codes
+  const uint8_t* data;  // [panels][panel_bytes]
   int64_t panel_bytes;
   const float* scales;   // [panels][groups][16]
   const float* offsets;  // the same, or null

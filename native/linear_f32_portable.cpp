@@ -8,6 +8,6 @@ constexpr int kRows = 2, kPanels = 1;
 #include "linear_f32.inc"
 
 void headrace::linear_f32_portable(const PanelWeights& weights, const float* x, int64_t rows, float* y, int64_t ldy,
-                             int64_t column_begin, int64_t column_end) {
+                                   int64_t column_begin, int64_t column_end) {
   run(weights, x, rows, y, ldy, column_begin, column_end);
 }

@@ -1,4 +1,4 @@
-// The AMX family's side of the contract in linear.h: shapes, memory, packing. Kernels are in linear_tile_amx.cpp.
+// The AMX family's side of the contract in linear.h: shapes, memory, packing. The kernels are in linear_tile_amx.cpp.
 #include "linear_tile.h"
 
 #include <algorithm>
@@ -96,7 +96,7 @@ class AmxLinear final : public Linear {
 
 size_t amx_prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
   const int64_t blocks = (features + form.layout - 1) / form.layout;
-  const int64_t padded = rows <= kTileRows / 2 ? rows : (rows + kTileRows - 1) / kTileRows * kTileRows;
+  const int64_t padded = rows <= kStackedRows ? rows : (rows + kTileRows - 1) / kTileRows * kTileRows;
   const int64_t parts = form.activation == Activation::f32 ? 2 : 1;
   const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   const int64_t sums = form.group != 0 ? tiles * blocks * kTileRows * sizeof(float) : 0;

@@ -26,12 +26,13 @@ struct AmxWeights {
 };
 
 constexpr int64_t kTileRows = 16, kTileColumns = 16;
+constexpr int64_t kStackedRows = kTileRows / 2;  // calls of up to this many rows stack hi and lo in one tile
 
 size_t amx_prepared_bytes(const InputForm& form, int64_t rows, int64_t features);
 void amx_prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
                  int64_t row_begin, int64_t row_end);
-void amx_run(const AmxWeights& weights, const void* prepared, int64_t rows, float* y, int64_t ldy,
-             int64_t column_begin, int64_t column_end);
+void amx_run(const AmxWeights& weights, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+             int64_t column_end);
 
 // Pack one panel from 16 decoded rows: `q` is [16][stride] (int8, or bf16 bits for plain weights), scales and offsets
 // are [16][blocks].

@@ -1,5 +1,5 @@
-// AMX kernels. Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mamx-tile -mamx-bf16; everything
-// but the four entry points is in an unnamed namespace, and no standard library code is used (see simd.h).
+// The AMX kernels. Everything but the entry point has internal linkage and no standard library code is used (see
+// simd.h).
 //
 // One output is computed as, in this order for every shape of the call:
 //   for each block of tile_k features:   C = tile(hi); C += tile(lo); acc = fma(C, scale, acc);
@@ -17,7 +17,6 @@ namespace {
 
 using Payload = AmxWeights::Payload;
 
-constexpr int64_t kStackedRows = kTileRows / 2;  // calls of up to this many rows stack hi and lo
 constexpr int64_t kTileBytes = 1024;
 // Many rows: a chunk of features of a group of panels is unpacked at a time, 32 KiB.
 constexpr int64_t kChunkBlocks = 8, kGroupPanels = 4;
@@ -79,7 +78,7 @@ inline void unpack_u4(const uint8_t* from, __m512i table, uint8_t* to) {
 // whose unit sits where the byte does is that power plus the byte; subtracting is exact, and so is cutting to bf16.
 inline __m512i pair_from_bytes(__m512i w) {
   const __m512i magic0 = _mm512_set1_epi32(0x4b000000), magic1 = _mm512_set1_epi32(0x47000000);  // 2^23, 2^15
-  const __m512i even = _mm512_ternarylogic_epi32(w, _mm512_set1_epi32(0xff), magic0, 0xea);  // (w & mask) | magic
+  const __m512i even = _mm512_ternarylogic_epi32(w, _mm512_set1_epi32(0xff), magic0, 0xea);      // (w & mask) | magic
   const __m512i odd = _mm512_ternarylogic_epi32(w, _mm512_set1_epi32(0xff00), magic1, 0xea);
   const __m512 q0 = _mm512_sub_ps(_mm512_castsi512_ps(even), _mm512_set1_ps(0x1p23f + 128));
   const __m512 q1 = _mm512_sub_ps(_mm512_castsi512_ps(odd), _mm512_set1_ps(0x1p15f + 128));
@@ -102,7 +101,8 @@ inline void unpack(const uint8_t* from, __m512i table, uint8_t* to) {
   if constexpr (P == Payload::i8) unpack_i8<TileK>(from, to);
 }
 
-// ---- one panel times one row tile ------------------------------------------------------------------------------------
+// ---- one panel times one row tile
+// ------------------------------------------------------------------------------------
 
 template <bool F16>
 inline __m512 load_scales(const uint8_t* p) {
@@ -131,9 +131,9 @@ struct Output {
   bool first;      // start from zero instead of from y
 };
 
-constexpr int64_t kLag = 4;    // products stored before the epilogue reads them back
-constexpr int64_t kAhead = 2;          // blocks unpacked before they are multiplied, so that stores have reached L1
-constexpr int64_t kRing = 8;       // unpacked blocks kept when nothing reuses them
+constexpr int64_t kLag = 4;          // products stored before the epilogue reads them back
+constexpr int64_t kAhead = 2;        // blocks unpacked before they are multiplied, so that stores have reached L1
+constexpr int64_t kRing = 8;         // unpacked blocks kept when nothing reuses them
 constexpr int64_t kPrefetch = 4096;  // bytes of payload requested ahead
 
 template <bool V>
@@ -164,8 +164,8 @@ inline void store_block(float* c) {
   }
 }
 
-// R: rows the epilogue handles (>= rows). Stacked: hi and lo rows in one tile. Unpack: this is the first row tile to see
-// the chunk, so unpack it on the way.
+// R: rows the epilogue handles (>= rows). Stacked: hi and lo rows in one tile. Unpack: this is the first row tile to
+// see the chunk, so unpack it on the way.
 template <Payload P, int TileK, bool Offset, bool F16, bool Lo, int R, bool Stacked, bool Unpack>
 __attribute__((noinline)) void multiply(const PanelView& w, const RowTile& x, const Output& out, int64_t ring_mask) {
   alignas(64) float c[kLag][kTileRows * kTileColumns];
@@ -254,8 +254,8 @@ PanelView panel_view(const AmxWeights& w, int64_t n, int64_t g, int64_t blocks, 
   const uint8_t* payload = w.data + n / kTileColumns * w.panel_bytes;
   const uint8_t* scales = payload + w.blocks * w.payload_bytes;
   const uint8_t* offsets = scales + w.blocks * w.scale_bytes;
-  return {payload + g * w.payload_bytes, scales + g * w.scale_bytes, offsets + g * w.scale_bytes, blocks, table,
-          unpacked};
+  return {
+      payload + g * w.payload_bytes, scales + g * w.scale_bytes, offsets + g * w.scale_bytes, blocks, table, unpacked};
 }
 
 __mmask16 columns_mask(int64_t n, int64_t end) {
@@ -317,12 +317,13 @@ void run_many_rows(const AmxWeights& w, const uint8_t* prepared, int64_t rows, f
 template <Payload P, int TileK, bool Offset, bool F16, bool Lo>
 void run_quantized(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy,
                    int64_t column_begin, int64_t column_end) {
-  const auto run = rows <= kStackedRows ? run_few_rows<P, TileK, Offset, F16, Lo>
-                                        : run_many_rows<P, TileK, Offset, F16, Lo>;
+  const auto run =
+      rows <= kStackedRows ? run_few_rows<P, TileK, Offset, F16, Lo> : run_many_rows<P, TileK, Offset, F16, Lo>;
   run(w, prepared, rows, y, ldy, column_begin, column_end);
 }
 
-// ---- plain bf16 weights: the packed form is the tiles, and C stays in its register over all features -----------------
+// ---- plain bf16 weights: the packed form is the tiles, and C stays in its register over all features
+// -----------------
 
 template <bool Lo>
 void run_bf16(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
@@ -341,12 +342,12 @@ void run_bf16(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float*
       memory_barrier();
       _tile_zero(0);
       for (int64_t g = 0; g < w.blocks; ++g, a += block_bytes) {
-        _tile_loadd(4, panel + g * kTileBytes, 64);
-        _tile_loadd(2, a, 64);
-        _tile_dpbf16ps(0, 2, 4);
+        _tile_loadd(2, panel + g * kTileBytes, 64);
+        _tile_loadd(4, a, 64);
+        _tile_dpbf16ps(0, 4, 2);
         if constexpr (Lo) {
-          _tile_loadd(3, a + part, 64);
-          _tile_dpbf16ps(0, 3, 4);
+          _tile_loadd(6, a + part, 64);
+          _tile_dpbf16ps(0, 6, 2);
         }
       }
       _tile_stored(0, c, 64);
@@ -358,62 +359,7 @@ void run_bf16(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float*
   _tile_release();
 }
 
-// ---- inputs ---------------------------------------------------------------------------------------------------------
-
-// Round 32 features to bf16 and return what the rounding left, which is exact in f32.
-inline __m512i round_bf16(__m512& v0, __m512& v1) {
-  const __m512i hi = (__m512i)_mm512_cvtne2ps_pbh(v1, v0);
-  const auto widen = [](__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); };
-  v0 = _mm512_sub_ps(v0, widen(_mm512_castsi512_si256(hi)));
-  v1 = _mm512_sub_ps(v1, widen(_mm512_extracti64x4_epi64(hi, 1)));
-  return hi;
-}
-
 }  // namespace
-
-void amx_prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
-                 int64_t row_begin, int64_t row_end) {
-  const bool lo = form.activation == Activation::f32;
-  const int64_t tile_k = form.layout, blocks = (features + tile_k - 1) / tile_k;
-  const int64_t tile_rows = rows <= kStackedRows ? rows : kTileRows;
-  const int64_t row_tiles = (rows + kTileRows - 1) / kTileRows;
-  const int64_t part = tile_rows * tile_k * 2, block_bytes = part * (lo ? 2 : 1);
-  uint8_t* const out = static_cast<uint8_t*>(prepared);
-  float* const sums = reinterpret_cast<float*>(out + row_tiles * blocks * block_bytes);
-  // The rows that pad the last tile are zeros.
-  const int64_t end = row_end == rows ? (row_tiles - 1) * kTileRows + tile_rows : row_end;
-  for (int64_t m = row_begin; m < end; ++m) {
-    const int64_t t = m / kTileRows, r = m % kTileRows;
-    for (int64_t k = 0; k < features; k += 32) {
-      const auto lanes = [&](int64_t from) {
-        const int64_t n = m >= rows ? 0 : features - from;
-        return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1u << n) - 1);
-      };
-      __m512 v0 = _mm512_maskz_loadu_ps(lanes(k), x + m * ldx + k);
-      __m512 v1 = _mm512_maskz_loadu_ps(lanes(k + 16), x + m * ldx + k + 16);
-      const __m512 x0 = v0, x1 = v1;
-      const __m512i hi = round_bf16(v0, v1);
-      const __m512i rest = (__m512i)_mm512_cvtne2ps_pbh(v1, v0);
-      const __m512 s0 = lo ? x0 : _mm512_sub_ps(x0, v0), s1 = lo ? x1 : _mm512_sub_ps(x1, v1);
-      uint8_t* to = out + (t * blocks + k / tile_k) * block_bytes + r * tile_k * 2;
-      float* sum = sums + (t * blocks + k / tile_k) * kTileRows + r;
-      if (tile_k == 32) {
-        _mm512_storeu_si512(to, hi);
-        if (lo) _mm512_storeu_si512(to + part, rest);
-        if (form.group != 0) *sum = _mm512_reduce_add_ps(_mm512_add_ps(s0, s1));
-      } else {
-        _mm256_storeu_si256((__m256i*)to, _mm512_castsi512_si256(hi));
-        _mm256_storeu_si256((__m256i*)(to + block_bytes), _mm512_extracti64x4_epi64(hi, 1));
-        if (lo) _mm256_storeu_si256((__m256i*)(to + part), _mm512_castsi512_si256(rest));
-        if (lo) _mm256_storeu_si256((__m256i*)(to + block_bytes + part), _mm512_extracti64x4_epi64(rest, 1));
-        if (form.group != 0) {
-          sum[0] = _mm512_reduce_add_ps(s0);
-          sum[kTileRows] = _mm512_reduce_add_ps(s1);
-        }
-      }
-    }
-  }
-}
 
 void amx_run(const AmxWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
              int64_t column_end) {
@@ -443,69 +389,6 @@ void amx_run(const AmxWeights& w, const void* prepared, int64_t rows, float* y, 
     HEADRACE_AMX(Payload::i8, 32, true, false);
   }
 #undef HEADRACE_AMX
-}
-
-namespace {
-
-// Lane n of the result is the four bytes at base[n * stride].
-inline __m512i column_dwords(const uint8_t* base, int64_t stride) {
-  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return _mm512_i32gather_epi32(_mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(stride))), base, 1);
-}
-
-// Four codes (one per byte, k = 0..3) to nibbles at bits 0, 16, 4, 20: even k in the low word, odd k in the high.
-inline __m512i spread_nibbles(__m512i d) {
-  const auto take = [&](int mask, int right) {
-    return _mm512_srl_epi32(_mm512_and_si512(d, _mm512_set1_epi32(mask)), _mm_cvtsi32_si128(right));
-  };
-  const __m512i k0 = take(0x0000000f, 0), k1 = _mm512_slli_epi32(take(0x00000f00, 0), 8);
-  const __m512i k2 = take(0x000f0000, 12), k3 = take(0x0f000000, 4);
-  return _mm512_or_si512(_mm512_or_si512(k0, k1), _mm512_or_si512(k2, k3));
-}
-
-void pack_block(const AmxWeights& w, const uint8_t* q, int64_t stride, uint8_t* out) {
-  if (w.payload == Payload::bf16) {
-    for (int64_t k = 0; k < w.tile_k; k += 2) _mm512_store_si512(out + k * 32, column_dwords(q + k * 2, stride * 2));
-  } else if (w.payload == Payload::i8) {
-    const __m512i bias = _mm512_set1_epi8(-128);
-    for (int64_t k = 0; k < w.tile_k; k += 4) {
-      _mm512_storeu_si512(out + k * 16, _mm512_xor_si512(column_dwords(q + k, stride), bias));
-    }
-  } else {
-    const __m512i bias = _mm512_set1_epi8(static_cast<char>(w.min_q));
-    for (int64_t k = 0; k < w.tile_k; k += 8) {
-      const __m512i d0 = _mm512_sub_epi8(column_dwords(q + k, stride), bias);
-      const __m512i d1 = _mm512_sub_epi8(column_dwords(q + k + 4, stride), bias);
-      const __m512i high = _mm512_slli_epi32(spread_nibbles(d1), 8);
-      _mm512_storeu_si512(out + k * 8, _mm512_or_si512(spread_nibbles(d0), high));
-    }
-  }
-}
-
-void pack_scales(const AmxWeights& w, const float* scale, uint8_t* out) {
-  for (int64_t g = 0; g < w.blocks; ++g, out += w.scale_bytes) {
-    const __m512 v = _mm512_castsi512_ps(column_dwords((const uint8_t*)(scale + g), w.blocks * 4));
-    if (w.f16_scales) {
-      _mm256_storeu_si256((__m256i*)out, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
-    } else {
-      _mm512_storeu_ps(out, v);
-    }
-  }
-}
-
-}  // namespace
-
-void amx_pack_panel(const AmxWeights& w, int64_t panel, const void* q, int64_t stride, const float* scale,
-                    const float* offset) {
-  uint8_t* out = w.data + panel * w.panel_bytes;
-  const int64_t value_bytes = w.payload == Payload::bf16 ? 2 : 1;
-  for (int64_t g = 0; g < w.blocks; ++g) {
-    const uint8_t* from = static_cast<const uint8_t*>(q) + g * w.tile_k * value_bytes;
-    pack_block(w, from, stride, out + g * w.payload_bytes);
-  }
-  out += w.blocks * w.payload_bytes;
-  if (w.has_scale) pack_scales(w, scale, out);
-  if (w.has_offset) pack_scales(w, offset, out + w.blocks * w.scale_bytes);
 }
 
 }  // namespace headrace

@@ -42,7 +42,8 @@ void Sampler::sample(const float* logits, const SampleSpec& spec, const SampleOu
       *out.status = SampleStatus::nothing_left;
       return;
     }
-    token = spec.temperature == 0.0 ? highest() : draw(spec);
+    const int32_t best = spec.is_processed() ? highest() : peak.index;
+    token = spec.temperature == 0.0 ? best : draw(spec, x_[best]);
   }
   *out.token = token;
   if (spec.logprobs >= 0) report(logits, peak, token, spec, out);
@@ -73,53 +74,70 @@ bool Sampler::process(const float* logits, const SampleSpec& spec) {
       count = 0;
     }
   }
-  const int32_t best = highest();
-  return x_[best] > kNothing && x_[best] <= std::numeric_limits<double>::max();
+  if (!spec.is_processed()) return true;
+  const double best = x_[highest()];
+  return best > kNothing && best <= std::numeric_limits<double>::max();
 }
 
 int32_t Sampler::highest() const { return static_cast<int32_t>(std::max_element(x_.begin(), x_.end()) - x_.begin()); }
 
-int32_t Sampler::draw(const SampleSpec& spec) {
-  for (double& x : x_) x /= spec.temperature;
-  const int64_t kept = truncate(spec);
-  double total = 0;
-  for (int64_t i = 0; i < kept; ++i) total += candidates_[i].weight;
-  const double target = uniform(spec.seed, spec.index) * total;
-  return candidates_[prefix_reaching(kept, target, true) - 1].id;
+int32_t Sampler::draw(const SampleSpec& spec, double peak) {
+  if (spec.temperature != 1.0) {
+    for (double& x : x_) x /= spec.temperature;
+  }
+  const double total = kernels_.exp_weights(x_.data(), vocab_size_, peak / spec.temperature, weights_.data());
+  // Most draws end among the few likely tokens: look there first, and everywhere only if that does not settle it.
+  constexpr double kLikely = 0x1p-12;
+  const int32_t token = draw_from(spec, kLikely, total);
+  return token >= 0 ? token : draw_from(spec, 0.0, total);
 }
 
-// Put the candidates that the truncations leave first, in no particular order; returns how many.
-int64_t Sampler::truncate(const SampleSpec& spec) {
-  const double peak = x_[highest()];
-  kernels_.exp_weights(x_.data(), vocab_size_, peak, weights_.data());
-  const auto before = [](const Candidate& a, const Candidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; };
-  int64_t kept = 0;
+// Draw looking only at candidates of at least this weight; -1 if the choice may lie among the others.
+int32_t Sampler::draw_from(const SampleSpec& spec, double lowest_weight, double total) {
+  Kept kept{0, lowest_weight == 0.0, total};
   for (int32_t id = 0; id < vocab_size_; ++id) {
-    if (x_[id] > kNothing) candidates_[kept++] = {x_[id], weights_[id], id};
+    if (weights_[id] >= lowest_weight && x_[id] > kNothing) candidates_[kept.count++] = {x_[id], weights_[id], id};
   }
-  if (spec.top_k > 0 && spec.top_k < kept) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + spec.top_k, candidates_.begin() + kept, before);
-    kept = spec.top_k;
+  if (!truncate(spec, lowest_weight, kept)) return -1;
+  const double target = uniform(spec.seed, spec.index) * kept.total;
+  if (!kept.complete && sum_of_weights(kept.count) <= target) return -1;
+  return candidates_[prefix_reaching(kept.count, target, true) - 1].id;
+}
+
+// Put the candidates that the truncations leave first, in no particular order; false if more must be gathered to tell.
+bool Sampler::truncate(const SampleSpec& spec, double lowest_weight, Kept& kept) {
+  if (spec.top_k > 0 && (spec.top_k < kept.count || !kept.complete)) {
+    if (spec.top_k > kept.count) return false;
+    std::nth_element(candidates_.begin(), candidates_.begin() + spec.top_k - 1, candidates_.begin() + kept.count,
+                     preferred);
+    kept = {spec.top_k, true, sum_of_weights(spec.top_k)};
   }
   if (spec.top_p < 1.0) {
-    double total = 0;
-    for (int64_t i = 0; i < kept; ++i) total += candidates_[i].weight;
-    kept = prefix_reaching(kept, spec.top_p * total, false);
+    const double target = spec.top_p * kept.total;
+    if (!kept.complete && sum_of_weights(kept.count) < target) return false;
+    kept.count = prefix_reaching(kept.count, target, false);
+    kept = {kept.count, true, sum_of_weights(kept.count)};
   }
   if (spec.min_p > 0.0) {
-    // The candidate of weight 1 always stays.
-    const auto end = std::partition(candidates_.begin(), candidates_.begin() + kept,
+    if (!kept.complete && spec.min_p < lowest_weight) return false;
+    const auto end = std::partition(candidates_.begin(), candidates_.begin() + kept.count,
                                     [&](const Candidate& c) { return c.weight >= spec.min_p; });
-    kept = std::max<int64_t>(1, end - candidates_.begin());
+    kept.count = std::max<int64_t>(1, end - candidates_.begin());
+    kept = {kept.count, true, sum_of_weights(kept.count)};
   }
-  return kept;
+  return true;
+}
+
+double Sampler::sum_of_weights(int64_t count) const {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += candidates_[i].weight;
+  return total;
 }
 
 // The length of the shortest prefix, in order of preference, of the first `count` candidates whose weights sum to at
 // least `target` (or to more, if `beyond`), `count` if none does. Puts that prefix first, its last candidate last.
 // Quickselect by weight: the part that cannot hold the boundary is summed, not sorted.
 int64_t Sampler::prefix_reaching(int64_t count, double target, bool beyond) {
-  const auto before = [](const Candidate& a, const Candidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; };
   constexpr int64_t kSmall = 64;
   int64_t begin = 0, end = count;
   double sum = 0;  // of all candidates before `begin`
@@ -127,8 +145,10 @@ int64_t Sampler::prefix_reaching(int64_t count, double target, bool beyond) {
     const auto first = candidates_.begin();
     const int64_t quarter = (end - begin) / 4;
     const Candidate a = first[begin + quarter], b = first[begin + 2 * quarter], c = first[begin + 3 * quarter];
-    const Candidate pivot = std::max(std::min(a, b, before), std::min(std::max(a, b, before), c, before), before);
-    const auto split = std::partition(first + begin, first + end, [&](const Candidate& x) { return before(x, pivot); });
+    const Candidate pivot =
+        std::max(std::min(a, b, preferred), std::min(std::max(a, b, preferred), c, preferred), preferred);
+    const auto split =
+        std::partition(first + begin, first + end, [&](const Candidate& x) { return preferred(x, pivot); });
     const int64_t middle = split - first;
     double upper = 0;
     for (int64_t i = begin; i < middle; ++i) upper += candidates_[i].weight;
@@ -139,7 +159,7 @@ int64_t Sampler::prefix_reaching(int64_t count, double target, bool beyond) {
       begin = middle;
     }
   }
-  std::sort(candidates_.begin() + begin, candidates_.begin() + end, before);
+  std::sort(candidates_.begin() + begin, candidates_.begin() + end, preferred);
   for (int64_t i = begin; i < end; ++i) {
     sum += candidates_[i].weight;
     if (beyond ? sum > target : sum >= target) return i + 1;

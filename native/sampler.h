@@ -56,12 +56,22 @@ class Sampler {
     double x, weight;
     int32_t id;
   };
+  static bool preferred(const Candidate& a, const Candidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; }
+
+  // A prefix, in order of preference, of the candidates gathered so far.
+  struct Kept {
+    int64_t count;
+    bool complete;  // no candidate that was not gathered belongs to it
+    double total;   // weight, of all that belong to it
+  };
 
   bool process(const float* logits, const SampleSpec& spec);  // false: nothing is left to choose from
   int32_t highest() const;
-  int32_t draw(const SampleSpec& spec);
-  int64_t truncate(const SampleSpec& spec);
+  int32_t draw(const SampleSpec& spec, double peak);
+  int32_t draw_from(const SampleSpec& spec, double lowest_weight, double total);
+  bool truncate(const SampleSpec& spec, double lowest_weight, Kept& kept);
   int64_t prefix_reaching(int64_t count, double target, bool beyond);
+  double sum_of_weights(int64_t count) const;
   void report(const float* logits, const Peak& peak, int32_t token, const SampleSpec& spec, const SampleOutput& out);
 
   const Kernels& kernels_;

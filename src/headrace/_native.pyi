@@ -14,6 +14,19 @@ Float64 = npt.NDArray[np.float64]
 def available_isas() -> list[str]: ...
 def available_cores() -> int: ...
 def read_bandwidth(bytes: int, threads: int) -> float: ...
+def decode_rows(format: str, raw: Bytes, features: int) -> Float32: ...
+def linear_test(
+    format: str,
+    raw: Bytes,
+    x: Float32,
+    isa: str,
+    activation: str = "f32",
+    column_begin: int = 0,
+    column_end: int = -1,
+) -> Float32: ...
+def linear_benchmark(
+    format: str, raw: Bytes, x: Float32, isa: str, activation: str, threads: int, copies: int, repeats: int
+) -> dict[str, Any]: ...
 
 class Runtime:
     def __init__(

@@ -227,9 +227,9 @@ class EngineMachine(RuleBasedStateMachine):
     def end_sample(self, event):
         unfinished = self.unfinished[event.request_id]
         unfinished.remove(event.index)
-        assert (event.timings is not None) == (not unfinished), "the last sample brings the timings"
+        assert (event.metrics is not None) == (not unfinished), "the last sample brings the metrics"
         if not unfinished:
-            assert 0 <= event.timings.queue_time <= event.timings.ttft <= event.timings.total_time
+            assert 0 <= event.metrics.queue_time <= event.metrics.ttft <= event.metrics.total_time
             self.forget(event.request_id)
 
     def forget(self, request_id):

@@ -7,9 +7,9 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 from headrace.base.errors import ContextLengthError, HeadraceError, InvalidRequestError, TemplateError
-from headrace.engine.metrics import EngineMetrics, EngineSnapshot
+from headrace.engine.metrics import EngineMetrics, EngineSnapshot, RequestMetrics
 from headrace.engine.sampling import SamplingParams
-from headrace.llm.outputs import CompletionOutput, Delta, RequestMetrics, RequestOutput, TokenLogprob
+from headrace.llm.outputs import CompletionOutput, Delta, RequestOutput, TokenLogprob
 
 BLOCK_SIZE = 16
 
@@ -124,7 +124,7 @@ class FakeLLM:
         self, prompt: str | list[int], params: SamplingParams, *, request_id: str | None = None
     ) -> RequestOutput:
         deltas: list[list[Delta]] = [[] for _ in range(params.n)]
-        metrics = RequestMetrics()
+        metrics = None
         async with contextlib.aclosing(self.stream(prompt, params, request_id=request_id)) as stream:
             async for delta in stream:
                 deltas[delta.index].append(delta)
@@ -140,6 +140,7 @@ class FakeLLM:
             )
             for index, own in enumerate(deltas)
         ]
+        assert metrics is not None
         return RequestOutput(request_id or "", None, self._check(prompt, params), outputs, metrics)
 
     def _check(self, prompt: str | list[int], params: SamplingParams) -> list[int]:
@@ -204,10 +205,12 @@ def _with_metrics(delta: Delta, num_prompt: int, num_output: int) -> Delta:
     metrics = RequestMetrics(
         ttft=0.01,
         tpot=0.002,
+        queue_time=0.001,
         total_time=0.5,
         num_prompt_tokens=num_prompt,
         num_cached_tokens=num_prompt // BLOCK_SIZE * BLOCK_SIZE,
         num_output_tokens=num_output,
+        num_preemptions=0,
     )
     return Delta(
         delta.index, delta.text, delta.token_ids, delta.logprobs, delta.finish_reason, delta.stop_reason, metrics

@@ -10,7 +10,7 @@ from headrace.engine.config import EngineConfig
 from headrace.engine.events import Event, FailedEvent, FinishedEvent, TokenEvent
 from headrace.engine.executor import Executor
 from headrace.engine.kv_manager import KVManager
-from headrace.engine.metrics import EngineMetrics, EngineSnapshot, RequestTimings
+from headrace.engine.metrics import EngineMetrics, EngineSnapshot, RequestMetrics
 from headrace.engine.policy import FirstCome, Policy
 from headrace.engine.request import FinishReason, Request, Sequence, SequenceState, make_sequences
 from headrace.engine.scheduler import Scheduler
@@ -230,13 +230,13 @@ class Engine:
         self._scheduler.remove(sequence)
         sequence.finish_reason = reason
         live.num_unfinished -= 1
-        timings = None
+        metrics = None
         if live.num_unfinished == 0:
             del self._live[request_id]
-            timings = self._timings(live)
+            metrics = self._measure(live)
             ran_out = any(sample.finish_reason == "length" for sample in live.samples)
-            self._metrics.observe_request(timings, "length" if ran_out else "stop")
-        return FinishedEvent(request_id, sequence.index, reason, sequence.stop_reason, timings)
+            self._metrics.observe_request(metrics, "length" if ran_out else "stop")
+        return FinishedEvent(request_id, sequence.index, reason, sequence.stop_reason, metrics)
 
     def _fail(self, batch: list[Advance], error: Exception) -> list[Event]:
         """End every request that has a part in the batch. Uncommitted blocks are private, so they just become free."""
@@ -257,11 +257,11 @@ class Engine:
                 self._scheduler.remove(sequence)
         self._metrics.requests[outcome] += 1
 
-    def _timings(self, live: _Live) -> RequestTimings:
+    def _measure(self, live: _Live) -> RequestMetrics:
         now = self.clock.now()
         samples = live.samples
         arrival = live.arrival_time
-        return RequestTimings(
+        return RequestMetrics(
             ttft=min((s.first_token_time for s in samples if s.first_token_time is not None), default=now) - arrival,
             tpot=max(s.tpot for s in samples),
             queue_time=min((s.scheduled_time for s in samples if s.scheduled_time is not None), default=now) - arrival,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from headrace.base.errors import HeadraceError
-from headrace.engine.metrics import RequestTimings
+from headrace.engine.metrics import RequestMetrics
 from headrace.engine.request import FinishReason
 
 
@@ -30,14 +30,14 @@ class FinishedEvent:
     Attributes:
         reason: ``stop`` (end of sequence, stop token or stop string) or ``length``.
         stop_reason: the stop token id or string that ended it; None for end of sequence and length.
-        timings: the whole request's, on its last sample's event; None on the others.
+        metrics: the whole request's, on its last sample's event; None on the others.
     """
 
     request_id: str
     index: int
     reason: FinishReason
     stop_reason: str | int | None = None
-    timings: RequestTimings | None = None
+    metrics: RequestMetrics | None = None
 
 
 @dataclass(frozen=True, slots=True)

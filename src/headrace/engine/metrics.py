@@ -16,8 +16,8 @@ OUTCOMES = ("stop", "length", "cancelled", "failed", "rejected")
 
 
 @dataclass(frozen=True, slots=True)
-class RequestTimings:
-    """One finished request, in seconds on the engine's clock.
+class RequestMetrics:
+    """What one finished request took: times in seconds on the engine's clock, and counts.
 
     Attributes:
         ttft: from arrival to the first token of any sample.
@@ -108,13 +108,13 @@ class EngineMetrics:
         """A copy that later steps leave alone."""
         return copy.deepcopy(self)
 
-    def observe_request(self, timings: RequestTimings, outcome: str) -> None:
+    def observe_request(self, request: RequestMetrics, outcome: str) -> None:
         self.requests[outcome] += 1
-        self.ttft.observe(timings.ttft)
-        self.queue_time.observe(timings.queue_time)
-        self.total_time.observe(timings.total_time)
-        if timings.tpot > 0:
-            self.tpot.observe(timings.tpot)
+        self.ttft.observe(request.ttft)
+        self.queue_time.observe(request.queue_time)
+        self.total_time.observe(request.total_time)
+        if request.tpot > 0:
+            self.tpot.observe(request.tpot)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """From one sample's tokens to its text: detokenization, stop strings, and the deltas a caller sees."""
 
-from headrace.llm.outputs import Delta, RequestMetrics, TokenLogprob
+from headrace.engine.metrics import RequestMetrics
+from headrace.llm.outputs import Delta, TokenLogprob
 from headrace.text.detokenizer import IncrementalDetokenizer
 from headrace.text.stop import StopChecker
 from headrace.text.tokenizer import Tokenizer

@@ -1,7 +1,8 @@
 """The deltas of a request, put together again."""
 
+from headrace.engine.metrics import RequestMetrics
 from headrace.engine.sampling import SamplingParams
-from headrace.llm.outputs import CompletionOutput, Delta, RequestMetrics, RequestOutput, TokenLogprob
+from headrace.llm.outputs import CompletionOutput, Delta, RequestOutput, TokenLogprob
 
 
 class Collector:
@@ -17,7 +18,7 @@ class Collector:
             None if params.logprobs is None else [[] for _ in range(params.n)]
         )
         self._ends: dict[int, Delta] = {}
-        self._metrics = RequestMetrics()
+        self._metrics: RequestMetrics | None = None
 
     def add(self, delta: Delta) -> None:
         """Take the next delta."""
@@ -37,6 +38,7 @@ class Collector:
 
     def result(self) -> RequestOutput:
         """The whole; all samples must have ended."""
+        assert self._metrics is not None, "the last delta brings the metrics"
         outputs = [self._output(index) for index in range(len(self._texts))]
         return RequestOutput(self.request_id, self._prompt, self._prompt_ids, outputs, self._metrics)
 

@@ -22,9 +22,9 @@ class LLMConfig:
             that is free if that is less.
         block_size: tokens per KV block.
         kv_format: precision of cached keys and values, ``bf16`` or ``f32``.
-        activation: precision in which linear layers read their input: ``f32`` or ``bf16``.
+        activation: precision in which linear layers read their input: ``f32`` or ``bf16`` (native executor).
         executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
-        num_threads: threads of the executor; None: HEADRACE_THREADS, or the cores this process may use.
+        num_threads: threads of the native executor; None: HEADRACE_THREADS, or the cores this process may use.
     """
 
     max_model_len: int | None = None
@@ -47,6 +47,13 @@ class LLMConfig:
         _require_choice("executor", self.executor, EXECUTORS)
         _require_choice("kv_format", self.kv_format, PRECISIONS)
         _require_choice("activation", self.activation, PRECISIONS)
+        if self.max_model_len == 1:
+            raise InvalidRequestError("max_model_len 1 has no room for both a prompt and an output.", "Use 2 or more.")
+        if self.executor == "torch" and (self.activation != "f32" or self.num_threads is not None):
+            raise InvalidRequestError(
+                "The torch executor takes neither activation nor num_threads: it is the f32 reference.",
+                "Leave them out, or use the native executor.",
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise InvalidRequestError(
                 f"max_num_batched_tokens {self.max_num_batched_tokens} is less than max_num_seqs {self.max_num_seqs}.",

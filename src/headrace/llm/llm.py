@@ -3,16 +3,18 @@
 import itertools
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Self
 
-from headrace.base.errors import HeadraceError, InvalidRequestError
+from headrace.base.errors import ExecutorError, HeadraceError, InvalidRequestError
 from headrace.engine.sampling import SamplingParams
 from headrace.llm.collector import Collector
 from headrace.llm.config import LLMConfig
+from headrace.llm.interrupts import interrupts_deferred
 from headrace.llm.outputs import Delta, RequestOutput
 from headrace.llm.progress import progress
-from headrace.llm.runtime import Prompt
+from headrace.llm.runtime import Output, Prompt
 from headrace.llm.served_model import ServedModel
 
 
@@ -24,13 +26,15 @@ class LLM(ServedModel):
         options: see `LLMConfig`.
 
     Several threads may use one `LLM`: whoever waits drives the engine for all. Use it as a context manager, or call
-    `close`, to free its memory and threads.
+    `close`, to free its memory and threads. After a Ctrl-C it is as usable as before.
     """
 
     def __init__(self, model: str | None = None, **options: Any) -> None:
         super().__init__(model, LLMConfig.of(options))
         self._lock = threading.Lock()
-        self._inboxes: dict[str, deque[Delta | HeadraceError]] = {}
+        self._inboxes: dict[str, deque[Output]] = {}
+        self._abandoned: deque[str] = deque()
+        self._refusal: HeadraceError | None = None  # why no request can run, once that is so
         self._ids = (f"request-{number}" for number in itertools.count())
 
     def generate(
@@ -54,53 +58,64 @@ class LLM(ServedModel):
         batch = _as_batch(prompts)
         each = _per_prompt(params, len(batch))
         checked = [self._runtime.check_prompt(prompt, p) for prompt, p in zip(batch, each, strict=True)]
-        with self._lock:
-            request_ids = [self._open(ids, p) for ids, p in zip(checked, each, strict=True)]
-        collected = [
-            Collector(request_id, prompt if isinstance(prompt, str) else None, ids, p)
-            for request_id, prompt, ids, p in zip(request_ids, batch, checked, each, strict=True)
-        ]
+        collectors = {
+            request_id: Collector(request_id, prompt if isinstance(prompt, str) else None, ids, p)
+            for request_id, prompt, ids, p in zip(self._ids, batch, checked, each, strict=False)
+        }
+        inbox: deque[Output] = deque()
         try:
+            with self._exclusive():
+                for request_id, ids, p in zip(collectors, checked, each, strict=True):
+                    self._open(request_id, ids, p, inbox)
             with progress(len(batch), use_tqdm) as advance:
-                for collector in collected:
-                    for delta in self._deltas(collector.request_id):
-                        collector.add(delta)
-                    advance(collector.num_output_tokens)
+                for request_id, delta in self._deltas(inbox, len(batch)):
+                    collectors[request_id].add(delta)
+                    if delta.metrics is not None:
+                        advance(delta.metrics.num_output_tokens)
         finally:
-            self._forget(request_ids)
-        return [collector.result() for collector in collected]
+            self._forget(collectors)
+        return [collector.result() for collector in collectors.values()]
 
     def chat(
         self,
-        messages: Sequence[dict[str, Any]] | Sequence[Sequence[dict[str, Any]]],
-        params: SamplingParams | None = None,
+        messages: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool | None = None,
         **template_arguments: Any,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several, through the model's chat template.
+        """Answer one conversation, or several, through the model's chat template. Otherwise like `generate`.
 
         Raises TemplateError if the model has no template or the template refuses the messages.
         """
-        conversations = [messages] if not messages or isinstance(messages[0], dict) else messages
+        conversations = [messages] if not messages or isinstance(messages[0], Mapping) else messages
         prompts = [self.render_chat(list(c), **template_arguments) for c in conversations]  # type: ignore[arg-type]
-        return self.generate(prompts, params)
+        return self.generate(prompts, params, use_tqdm=use_tqdm)
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Delta, None, None]:
-        """Continue one prompt, increment by increment. Closing the generator cancels the request."""
-        params = params or SamplingParams()
+        """Continue one prompt, increment by increment. Closing the generator, from any thread, cancels the request.
+
+        Raises InvalidRequestError or ContextLengthError at the call; other HeadraceErrors while it runs.
+        """
+        (params,) = _per_prompt(params, 1)
         prompt_ids = self._runtime.check_prompt(prompt, params)
         return self._stream(prompt_ids, params)
 
     def _stream(self, prompt_ids: list[int], params: SamplingParams) -> Generator[Delta, None, None]:
-        with self._lock:
-            request_id = self._open(prompt_ids, params)
+        request_id = next(self._ids)
+        inbox: deque[Output] = deque()
         try:
-            yield from self._deltas(request_id)
+            with self._exclusive():
+                self._open(request_id, prompt_ids, params, inbox)
+            for _, delta in self._deltas(inbox, 1):
+                yield delta
         finally:
             self._forget([request_id])
 
     def close(self) -> None:
-        """Free the executor's memory and threads. Idempotent."""
-        with self._lock:
+        """Free the executor's memory and threads; what still runs ends with an error. Idempotent."""
+        with self._exclusive():
+            self._refuse(HeadraceError("This LLM is closed.", "Make a new one.", code="closed"))
             self._executor.close()
 
     def __enter__(self) -> Self:
@@ -109,51 +124,87 @@ class LLM(ServedModel):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, prompt_ids: list[int], params: SamplingParams) -> str:
-        request_id = next(self._ids)
-        self._runtime.submit(request_id, prompt_ids, params)
-        self._inboxes[request_id] = deque()
-        return request_id
-
-    def _deltas(self, request_id: str) -> Generator[Delta, None, None]:
-        """The deltas of an open request, running steps for everybody while there are none."""
-        inbox = self._inboxes[request_id]
-        while True:
-            while not inbox:
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """The runtime for this thread alone, and no Ctrl-C in the middle of what it does."""
+        with interrupts_deferred():
+            try:
                 with self._lock:
+                    yield
+            finally:
+                self._cancel_abandoned()
+
+    def _open(self, request_id: str, prompt_ids: list[int], params: SamplingParams, inbox: deque[Output]) -> None:
+        if self._refusal is not None:
+            raise self._refusal
+        self._runtime.submit(request_id, prompt_ids, params)
+        self._inboxes[request_id] = inbox
+
+    def _deltas(self, inbox: deque[Output], num_requests: int) -> Iterator[tuple[str, Delta]]:
+        """What comes into an inbox until its requests have ended, running steps for everybody while it is empty."""
+        while num_requests:
+            while not inbox:
+                with self._exclusive():
                     if not inbox:
                         self._run_step()
-            item = inbox.popleft()
+            request_id, item = inbox.popleft()
             if isinstance(item, HeadraceError):
                 raise item
-            yield item
             if item.metrics is not None:
-                return
+                num_requests -= 1
+            yield request_id, item
 
     def _run_step(self) -> None:
-        for request_id, output in self._runtime.step():
-            inbox = self._inboxes.get(request_id)
+        try:
+            outputs = self._runtime.step()
+        except Exception as error:  # the runtime handles what it foresees; what it holds now cannot be known
+            failure = ExecutorError(f"The engine stopped: {error!r}.", "Make a new LLM, and report this.")
+            failure.__cause__ = error
+            self._refuse(failure)
+            return
+        for output in outputs:
+            inbox = self._inboxes.get(output[0])
             if inbox is not None:
                 inbox.append(output)
 
+    def _refuse(self, error: HeadraceError) -> None:
+        """End what runs, and whatever is asked from now on, with an error."""
+        self._refusal = self._refusal or error
+        for request_id, inbox in self._inboxes.items():
+            inbox.append((request_id, error))
+
     def _forget(self, request_ids: Iterable[str]) -> None:
-        with self._lock:
-            for request_id in request_ids:
-                self._inboxes.pop(request_id, None)
-                self._runtime.cancel(request_id)
+        """Have requests cancelled: now, or by the thread that runs a step as soon as it is done.
+
+        Waits for no lock: a stream that nobody reads any more may be closed by the garbage collector anywhere, also
+        inside a step of this very thread.
+        """
+        self._abandoned.extend(request_ids)
+        self._cancel_abandoned()
+
+    def _cancel_abandoned(self) -> None:
+        with interrupts_deferred():
+            while self._abandoned and self._lock.acquire(blocking=False):
+                try:
+                    while self._abandoned:
+                        request_id = self._abandoned.popleft()
+                        self._inboxes.pop(request_id, None)
+                        self._runtime.cancel(request_id)
+                finally:
+                    self._lock.release()
 
 
 def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """One prompt or many: a string and a list of token ids are one."""
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise InvalidRequestError(f"The prompt is {prompts!r}.", "Give strings, or lists of token ids.")
     batch = list(prompts)
-    if not batch:
-        return []
-    if all(isinstance(item, int) for item in batch):
+    if batch and all(isinstance(item, int) for item in batch):
         return [batch]  # type: ignore[list-item]
     for item in batch:
-        if not isinstance(item, str | Sequence):
+        if not isinstance(item, Sequence):
             raise InvalidRequestError(f"A prompt is {item!r}.", "Give strings, or lists of token ids.")
     return batch  # type: ignore[return-value]
 
@@ -161,7 +212,8 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _per_prompt(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
     if params is None or isinstance(params, SamplingParams):
         return [params or SamplingParams()] * count
-    each = list(params)
-    if len(each) != count:
-        raise InvalidRequestError(f"{len(each)} SamplingParams for {count} prompts.", "Give one, or one per prompt.")
-    return each
+    if not isinstance(params, Sequence) or not all(isinstance(each, SamplingParams) for each in params):
+        raise InvalidRequestError(f"params is {params!r}.", "Give one SamplingParams, or a list with one per prompt.")
+    if len(params) != count:
+        raise InvalidRequestError(f"{len(params)} SamplingParams for {count} prompts.", "Give one, or one per prompt.")
+    return list(params)

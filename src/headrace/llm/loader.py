@@ -100,9 +100,8 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
         kv_cache_memory=config.kv_cache_memory,
         available=available_memory(),
     )
-    with ThreadPoolExecutor(
-        1
-    ) as helper:  # packing leaves the interpreter free, so the tokenizer costs no time of its own
+    # Packing leaves the interpreter free, so a tokenizer that loads beside it costs no time of its own.
+    with ThreadPoolExecutor(1) as helper:
         text = helper.submit(_load_text, checkpoint, watch)
         with watch.part("pack weights"):
             executor = _make_executor(graph, weights, memory, config)

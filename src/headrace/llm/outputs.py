@@ -1,6 +1,8 @@
 """What a caller gets back: whole results, increments of a stream, and their measurements."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+from headrace.engine.metrics import RequestMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,31 +18,6 @@ class TokenLogprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RequestMetrics:
-    """Times of one request, in seconds.
-
-    Attributes:
-        ttft: from arrival to the first token of any sample.
-        tpot: mean time between output tokens after the first, of the slowest sample; 0 for a single token.
-        queue_time: from arrival until the first step that computed any of it.
-        total_time: from arrival to the last token.
-        num_prompt_tokens: prompt length.
-        num_cached_tokens: prompt tokens that the prefix cache served, of the first sample.
-        num_output_tokens: over all samples.
-        num_preemptions: times that a sample lost its KV blocks and was recomputed.
-    """
-
-    ttft: float = 0.0
-    tpot: float = 0.0
-    queue_time: float = 0.0
-    total_time: float = 0.0
-    num_prompt_tokens: int = 0
-    num_cached_tokens: int = 0
-    num_output_tokens: int = 0
-    num_preemptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +49,7 @@ class RequestOutput:
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
-    metrics: RequestMetrics = field(default_factory=RequestMetrics)
+    metrics: RequestMetrics
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from headrace.base.errors import ContextLengthError, HeadraceError, InvalidRequestError
 from headrace.engine.engine import Engine
 from headrace.engine.events import Event, FailedEvent, FinishedEvent, TokenEvent
-from headrace.engine.metrics import RequestTimings
+from headrace.engine.metrics import RequestMetrics
 from headrace.engine.request import Request
 from headrace.engine.sampling import SamplingParams
 from headrace.llm.assembler import SampleAssembler
-from headrace.llm.outputs import Delta, RequestMetrics, TokenLogprob
+from headrace.llm.outputs import Delta, TokenLogprob
 from headrace.text.tokenizer import Tokenizer
 
 Prompt = str | AbstractSequence[int]
@@ -19,11 +19,11 @@ Output = tuple[str, Delta | HeadraceError]
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has not ended: its samples' texts, which of them go on, and its times once the engine is done."""
+    """A request that has not ended: its samples' texts, which of them go on, and its metrics once the engine is done."""
 
     samples: list[SampleAssembler]
     unfinished: set[int]
-    timings: RequestTimings | None = None
+    metrics: RequestMetrics | None = None
 
 
 class Runtime:
@@ -111,40 +111,26 @@ class Runtime:
         if isinstance(event, FinishedEvent):
             matched = sample.end()
             reason, stop_reason = ("stop", matched) if matched is not None else (event.reason, event.stop_reason)
-            return [self._finish(event.request_id, event.index, reason, stop_reason, event.timings)]
+            return [self._finish(event.request_id, event.index, reason, stop_reason, event.metrics)]
         matched = sample.push(event.token_id, _logprob(event), visible=end is None or end.reason != "stop")
         if matched is not None:
             # The engine may have ended it in this step too; then its own event is passed over, being ended already.
             done = end or self.engine.finish_sequence(event.request_id, event.index, matched)
-            return [self._finish(event.request_id, event.index, "stop", matched, done.timings)]
+            return [self._finish(event.request_id, event.index, "stop", matched, done.metrics)]
         return [(event.request_id, sample.take())] if end is None else []
 
     def _finish(
-        self, request_id: str, index: int, reason: str, stop_reason: str | int | None, timings: RequestTimings | None
+        self, request_id: str, index: int, reason: str, stop_reason: str | int | None, metrics: RequestMetrics | None
     ) -> Output:
         request = self._open[request_id]
         request.unfinished.discard(index)
-        request.timings = request.timings or timings
-        metrics = None
-        if not request.unfinished:
-            assert request.timings is not None, "the engine gives the timings when its last sample ends"
-            metrics = _metrics(request.timings)
-            del self._open[request_id]
-        return request_id, request.samples[index].take(reason, stop_reason, metrics)
+        request.metrics = request.metrics or metrics
+        if request.unfinished:
+            return request_id, request.samples[index].take(reason, stop_reason)
+        assert request.metrics is not None, "the engine gives the metrics when its last sample ends"
+        del self._open[request_id]
+        return request_id, request.samples[index].take(reason, stop_reason, request.metrics)
 
 
 def _logprob(event: TokenEvent) -> TokenLogprob | None:
     return None if event.logprob is None else TokenLogprob(event.token_id, event.logprob, event.top)
-
-
-def _metrics(timings: RequestTimings) -> RequestMetrics:
-    return RequestMetrics(
-        ttft=timings.ttft,
-        tpot=timings.tpot,
-        queue_time=timings.queue_time,
-        total_time=timings.total_time,
-        num_prompt_tokens=timings.num_prompt_tokens,
-        num_cached_tokens=timings.num_cached_tokens,
-        num_output_tokens=timings.num_output_tokens,
-        num_preemptions=timings.num_preemptions,
-    )

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from headrace.base.errors import CancelledRequestError
-from headrace.llm.outputs import RequestMetrics
+from headrace.engine.metrics import RequestMetrics
 from headrace.serve.errors import CLIENT_CLOSED_REQUEST, ClientDisconnectedError, error_response
 
 _LOG = logging.getLogger("headrace.serve")

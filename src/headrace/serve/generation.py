@@ -11,8 +11,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from headrace.base.errors import CancelledRequestError, HeadraceError
+from headrace.engine.metrics import RequestMetrics
 from headrace.engine.sampling import SamplingParams
-from headrace.llm.outputs import RequestMetrics, RequestOutput
+from headrace.llm.outputs import RequestOutput
 from headrace.serve.access import RequestRecord
 from headrace.serve.errors import ClientDisconnectedError, error_body
 from headrace.serve.mailbox import Mailbox

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from headrace.llm.outputs import Delta, RequestMetrics, RequestOutput, TokenLogprob
+from headrace.engine.metrics import RequestMetrics
+from headrace.llm.outputs import Delta, RequestOutput, TokenLogprob
 from headrace.serve.logprobs import CompletionLogprobs, chat_logprobs
 from headrace.serve.model import TokenTexts
 

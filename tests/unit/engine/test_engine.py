@@ -70,7 +70,7 @@ def test_a_request_from_arrival_to_end():
     events = drain(engine)
     expected = solo(range(10), 5)
     assert events[:5] == [TokenEvent("a", 0, token) for token in expected]
-    assert events[5] == FinishedEvent("a", 0, "length", None, events[5].timings)
+    assert events[5] == FinishedEvent("a", 0, "length", None, events[5].metrics)
     assert (engine.has_work, engine.step()) == (False, [])
 
 
@@ -121,8 +121,8 @@ def test_samples_differ_by_their_seeds_and_share_the_prompt():
     for index in range(3):
         assert tokens_of(events, "a", index) == solo(range(10), 5, 1.0, derive_seed(7, index))
     finished = [event for event in events if isinstance(event, FinishedEvent)]
-    assert [event.timings is not None for event in finished] == [False, False, True], "with the last of them"
-    assert finished[-1].timings.num_output_tokens == 15
+    assert [event.metrics is not None for event in finished] == [False, False, True], "with the last of them"
+    assert finished[-1].metrics.num_output_tokens == 15
     assert engine.snapshot().metrics.cached_tokens == 2 * 8
 
 
@@ -223,7 +223,7 @@ def test_a_caller_ends_a_sample_at_a_stop_string():
     engine.check_integrity()
     engine.step()
     event = engine.finish_sequence("a", 1, "END")
-    assert event.timings.num_output_tokens == 2
+    assert event.metrics.num_output_tokens == 2
     assert (engine.has_work, engine.snapshot().kv_blocks_in_use) == (False, 0)
     assert engine.snapshot().metrics.requests["stop"] == 1
 
@@ -248,20 +248,20 @@ def test_timings_are_the_clocks():
     engine.step()
     engine.add(request("second", range(20, 32), max_tokens=3))
     engine.clock.advance(5)
-    timings = {event.request_id: event.timings for event in drain(engine) if isinstance(event, FinishedEvent)}
+    timings = {event.request_id: event.metrics for event in drain(engine) if isinstance(event, FinishedEvent)}
     assert (timings["first"].ttft, timings["first"].queue_time, timings["first"].tpot) == (1.0, 0.0, 6.0)
     second = timings["second"]
     assert (second.queue_time, second.ttft, second.tpot, second.total_time) == (5.0, 8.0, 1.0, 10.0)
     assert (second.num_prompt_tokens, second.num_output_tokens) == (12, 3)
     engine.add(request("third", range(20, 32), max_tokens=1))
-    assert drain(engine)[-1].timings.num_cached_tokens == 8
+    assert drain(engine)[-1].metrics.num_cached_tokens == 8
 
 
 def test_the_arrival_may_lie_before_the_call():
     engine, _ = made()
     engine.clock.advance(10)
     engine.add(Request(request_id="a", prompt_ids=(1,), params=SamplingParams(max_tokens=1), arrival_time=3.0))
-    assert drain(engine)[-1].timings.ttft == 8.0
+    assert drain(engine)[-1].metrics.ttft == 8.0
 
 
 def test_a_snapshot_counts_and_is_not_changed_by_later_steps():
@@ -284,7 +284,7 @@ def test_clearing_the_cache_makes_prompts_be_computed_again():
     engine, _ = made()
     for _ in range(2):
         engine.add(request("a", range(10)))
-        assert drain(engine)[-1].timings.num_cached_tokens == 0
+        assert drain(engine)[-1].metrics.num_cached_tokens == 0
         assert engine.clear_prefix_cache() == 3
     assert engine.snapshot().metrics.prefix_misses["evicted"] == 1
 

@@ -1,4 +1,4 @@
-"""Linear kernels: every format, instruction set and activation precision against the values that the weights stand for."""
+"""Linear kernels: every format, instruction set and activation precision against the decoded weights."""
 
 import gguf
 import numpy as np
@@ -118,7 +118,8 @@ def test_bits_depend_on_neither_batch_nor_columns(name: str, isa: str, activatio
         for rows in (1, most):
             part = _native.linear_test(name, raw, x[:rows], isa, activation, begin, end)
             np.testing.assert_array_equal(bits(part[:, begin:end]), whole[:rows, begin:end])
-            assert np.isnan(part[:, :begin]).all() and np.isnan(part[:, end:]).all()
+            assert np.isnan(part[:, :begin]).all()
+            assert np.isnan(part[:, end:]).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -155,7 +156,8 @@ def test_a_row_of_zeros_and_a_row_of_infinities_stay_their_own(name: str, isa: s
     x[1], x[2] = 0, np.inf
     y = _native.linear_test(name, raw, x, isa)
     np.testing.assert_array_equal(bits(y)[[0, 3]], clean[[0, 3]])
-    assert (y[1] == 0).all() and not np.isfinite(y[2]).any()
+    assert (y[1] == 0).all()
+    assert not np.isfinite(y[2]).any()
 
 
 @pytest.mark.parametrize(("name", "features", "block"), [("q4_0", 48, 32), ("q8_0", 33, 32), ("q4_k", 288, 256)])
