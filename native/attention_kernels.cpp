@@ -53,7 +53,12 @@ HEADRACE_INLINE void fetch(const T* const (&runs)[kTileVectors], int64_t offset)
 
 template <int N, typename T>
 void scores(const float* q, int64_t dim, const Tile<T>& tile, f32x16 (*out)[kTileVectors]) {
-  f32x16 sums[N][kTileVectors] = {};
+  f32x16 sums[N][kTileVectors];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 8
+    for (int g = 0; g < kTileVectors; ++g) sums[i][g] = f32x16{};  // one by one: as a whole it would go through memory
+  }
   for (int64_t d = 0; d < dim; ++d) {
     f32x16 keys[kTileVectors];
 #pragma GCC unroll 8
@@ -66,7 +71,9 @@ void scores(const float* q, int64_t dim, const Tile<T>& tile, f32x16 (*out)[kTil
       for (int g = 0; g < kTileVectors; ++g) sums[i][g] = feature * keys[g] + sums[i][g];
     }
   }
+#pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 8
     for (int g = 0; g < kTileVectors; ++g) out[i][g] = sums[i][g];
   }
 }
@@ -116,7 +123,7 @@ float soften(f32x16* scores, int begin, int end, float* maximum, float* weight, 
     store(out + g * kLanes, w);
     total += w;
   }
-  const float decay = exp(broadcast(before - peak))[0];
+  const float decay = peak == before ? 1.0f : exp(broadcast(before - peak))[0];
   *weight = *weight * decay + sum(total);
   *maximum = peak;
   return decay;
@@ -147,6 +154,25 @@ void attend_batch(const Queries& queries, int32_t first, const Tile<T>& tile, in
   for (; d + 4 * kLanes <= queries.dim; d += 4 * kLanes)
     accumulate<N, 4>(weights, decay, tile, d, begin, end, state, queries.stride);
   for (; d < queries.dim; d += kLanes) accumulate<N, 1>(weights, decay, tile, d, begin, end, state, queries.stride);
+}
+
+// Many queries read a tile many times: widen it once. It changes no bit, f32 holds every bf16.
+Tile<float> tile_widened(const Tile<uint16_t>& tile, int64_t dim, float* scratch) {
+  float *keys = scratch, *values = scratch + kTileKeys * dim;
+  Tile<float> wide;
+  wide.key_stride = kTileKeys;
+  wide.value_stride = dim;
+  for (int g = 0; g < kTileVectors; ++g) {
+    for (int64_t d = 0; d < dim; ++d) {
+      store(keys + d * kTileKeys + g * kLanes, load(tile.keys[g] + d * tile.key_stride));
+    }
+    for (int64_t at = 0; at < kLanes * dim; at += kLanes) {
+      store(values + g * kLanes * dim + at, load(tile.values[g] + at));
+    }
+    wide.keys[g] = wide.next_keys[g] = keys + g * kLanes;
+    wide.values[g] = values + g * kLanes * dim;
+  }
+  return wide;
 }
 
 template <typename T>
@@ -277,7 +303,14 @@ void attend_split(const AttentionShape& shape, const KvLayer& layer, const Atten
   const bool in_place = shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
   for (int32_t begin = first; begin < end; begin += kTileKeys) {
     if (in_place) {
-      attend_tile(queries, tile_in_place<T>(shape, layer, task, begin, end), begin);
+      const Tile<T> tile = tile_in_place<T>(shape, layer, task, begin, end);
+      if constexpr (sizeof(T) == 2) {
+        if (queries.count > 2 * kBatch) {
+          attend_tile(queries, tile_widened(tile, queries.dim, tile_scratch), begin);
+          continue;
+        }
+      }
+      attend_tile(queries, tile, begin);
     } else {
       attend_tile(queries, tile_gathered<T>(shape, layer, task, begin, end, queries.dim, tile_scratch), begin);
     }

@@ -1,4 +1,4 @@
-// Any C++20 compiler. Compiled without floating-point contraction, so that its bits are those of the source.
+// Any processor. Compiled without floating-point contraction, so that its bits are those of the source.
 namespace headrace {
 namespace {
 constexpr int kRows = 2, kPanels = 1;

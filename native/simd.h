@@ -1,5 +1,6 @@
-// Sixteen float lanes on whatever the including file is compiled for: AVX-512, AVX2 (two halves) or plain loops.
-// Everything sits in an unnamed namespace: files compiled for different instruction sets must not share inline code.
+// Sixteen float lanes on whatever the including file is compiled for: AVX-512, AVX2 (two halves) or anything else (four
+// quarters). Everything sits in an unnamed namespace: files compiled for different instruction sets must not share
+// inline code.
 #pragma once
 
 #include <cstdint>
@@ -55,16 +56,6 @@ inline void store(float* p, Vec x) {
   _mm256_storeu_ps(p, x.a);
   _mm256_storeu_ps(p + 8, x.b);
 }
-inline Vec load_first(const float* p, int n) {
-  float lanes[16] = {};
-  std::memcpy(lanes, p, n * sizeof(float));
-  return load(lanes);
-}
-inline void store_first(float* p, Vec x, int n) {
-  float lanes[16];
-  store(lanes, x);
-  std::memcpy(p, lanes, n * sizeof(float));
-}
 inline Vec add(Vec x, Vec y) { return {_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)}; }
 inline Vec fma(Vec x, Vec y, Vec z) { return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)}; }
 inline Vec load_f16(const uint16_t* p) {
@@ -89,51 +80,78 @@ inline void load_u4x2(const uint8_t* p, Vec& low, Vec& high) {
 
 #else
 
+// Four quarters of four lanes, in the generic vectors of GCC and Clang: one SSE2 or NEON register each. Not one vector
+// of sixteen, which compilers keep in memory where registers are shorter.
+template <typename T>
+using Quarter [[gnu::vector_size(4 * sizeof(T))]] = T;
+using F32x4 = Quarter<float>;
+
 struct Vec {
-  float v[16];
+  F32x4 a, b, c, d;  // named, because compilers keep arrays of accumulators in memory
 };
 
-template <typename Lane>
-inline Vec each_lane(Lane lane) {
-  Vec r;
-  for (int i = 0; i < 16; ++i) r.v[i] = lane(i);
-  return r;
+template <typename Make>
+inline Vec each_quarter(Make make) {
+  return {make(0), make(1), make(2), make(3)};
 }
 
-inline Vec zero() { return {}; }
+template <typename T>
+inline Quarter<T> load_quarter(const T* p) {
+  Quarter<T> q;
+  std::memcpy(&q, p, sizeof q);
+  return q;
+}
+
 inline Vec broadcast(float x) {
-  return each_lane([=](int) { return x; });
+  return each_quarter([=](int) { return F32x4{x, x, x, x}; });
 }
+inline Vec zero() { return broadcast(0); }
 inline Vec load(const float* p) {
-  return each_lane([=](int i) { return p[i]; });
+  return each_quarter([=](int i) { return load_quarter(p + 4 * i); });
 }
-inline void store(float* p, const Vec& a) { std::memcpy(p, a.v, sizeof a.v); }
-inline Vec load_first(const float* p, int n) {
-  Vec r{};
-  std::memcpy(r.v, p, n * sizeof(float));
-  return r;
+inline void store(float* p, Vec x) {
+  std::memcpy(p, &x.a, sizeof x.a);
+  std::memcpy(p + 4, &x.b, sizeof x.b);
+  std::memcpy(p + 8, &x.c, sizeof x.c);
+  std::memcpy(p + 12, &x.d, sizeof x.d);
 }
-inline void store_first(float* p, const Vec& a, int n) { std::memcpy(p, a.v, n * sizeof(float)); }
-inline Vec add(const Vec& a, const Vec& b) {
-  return each_lane([&](int i) { return a.v[i] + b.v[i]; });
-}
-inline Vec fma(const Vec& a, const Vec& b, const Vec& c) {
-  return each_lane([&](int i) { return a.v[i] * b.v[i] + c.v[i]; });
-}
+inline Vec add(Vec x, Vec y) { return {x.a + y.a, x.b + y.b, x.c + y.c, x.d + y.d}; }
+inline Vec fma(Vec x, Vec y, Vec z) { return {x.a * y.a + z.a, x.b * y.b + z.b, x.c * y.c + z.c, x.d * y.d + z.d}; }
 inline Vec load_f16(const uint16_t* p) {
-  return each_lane([=](int i) { return f16_to_f32(p[i]); });
+  return each_quarter([=](int i) {
+    const uint16_t* q = p + 4 * i;
+    return F32x4{f16_to_f32(q[0]), f16_to_f32(q[1]), f16_to_f32(q[2]), f16_to_f32(q[3])};
+  });
 }
 inline Vec load_bf16(const uint16_t* p) {
-  return each_lane([=](int i) { return bf16_to_f32(p[i]); });
+  return each_quarter(
+      [=](int i) { return (F32x4)(__builtin_convertvector(load_quarter(p + 4 * i), Quarter<uint32_t>) << 16); });
 }
 inline Vec load_i8(const int8_t* p) {
-  return each_lane([=](int i) { return static_cast<float>(p[i]); });
+  return each_quarter([=](int i) {
+    return __builtin_convertvector(__builtin_convertvector(load_quarter(p + 4 * i), Quarter<int32_t>), F32x4);
+  });
 }
 inline void load_u4x2(const uint8_t* p, Vec& low, Vec& high) {
-  low = each_lane([=](int i) { return static_cast<float>(p[i] & 15); });
-  high = each_lane([=](int i) { return static_cast<float>(p[i] >> 4); });
+  const auto wide = [=](int i) { return __builtin_convertvector(load_quarter(p + 4 * i), Quarter<int32_t>); };
+  low = each_quarter([=](int i) { return __builtin_convertvector(wide(i) & 15, F32x4); });
+  high = each_quarter([=](int i) { return __builtin_convertvector(wide(i) >> 4, F32x4); });
 }
 
+#endif
+
+#if !defined(__AVX512BW__)
+// By way of an array: taking the address of a vector would keep it, and accumulators beside it, in memory.
+inline Vec load_first(const float* p, int n) {
+  float lanes[16] = {};
+  std::memcpy(lanes, p, n * sizeof(float));
+  return load(lanes);
+}
+inline void store_first(float* p, Vec a, int n) {
+  float lanes[16];
+  store(lanes, a);
+  std::memcpy(p, lanes, n * sizeof(float));
+}
 #endif
 
 }  // namespace

@@ -58,11 +58,12 @@ def dequantize(name: str, raw: np.ndarray, features: int) -> np.ndarray:
         return raw.view(np.float32)
     if name == "f16":
         return raw.view(np.float16).astype(np.float32)
-    return gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name.upper()]).reshape(len(raw), features)
+    values = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name.upper()])
+    return np.asarray(values, np.float32).reshape(len(raw), features)
 
 
 def bits(x: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(x).view(np.uint32)
+    return np.asarray(x, order="C").view(np.uint32)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -97,7 +98,7 @@ def test_product_equals_the_reference_for_any_number_of_rows(name: str, isa: str
 
 def slack(name: str, raw: np.ndarray, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Sum of |terms|. A format with offsets adds scale * q and offset, which may cancel: both count."""
-    total = np.abs(x) @ np.abs(weight).T
+    total: np.ndarray = np.abs(x) @ np.abs(weight).T
     if name in ("q4_1", "q5_1", "q2_k", "q4_k", "q5_k"):
         total = total + np.abs(x).sum(axis=1, keepdims=True) * np.abs(weight).max(axis=1)
     return total
