@@ -1,12 +1,17 @@
-"""A tokenizer whose tokens are bytes, and an executor that recites a text: `llm` tests without weights."""
+"""A tokenizer whose tokens are bytes, and executors that recite or count: `llm` tests without weights."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from headrace.engine.engine import Engine, EngineConfig
 from headrace.engine.step import Step, StepResult
+from headrace.llm.loader import LoadedModel, TextSide
+from headrace.llm.memory import MemoryPlan
 from headrace.llm.runtime import Runtime
+from headrace.text.chat_template import ChatTemplate
 from headrace.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -42,7 +47,9 @@ class Reciter:
     def execute(self, step: Step) -> StepResult:
         self.before_step(step)
         offsets = step.positions[step.sample_rows] - (self.prompt_len - 1)
-        tokens = [self.script[i] if i < len(self.script) else EOS for i in offsets]
+        return self._result(step, [self.script[i] if i < len(self.script) else EOS for i in offsets])
+
+    def _result(self, step: Step, tokens: list[int]) -> StepResult:
         num_top = max((row.params.logprobs or 0 for row in step.sampling), default=0)
         top = np.tile(np.arange(num_top, dtype=np.int32), (len(tokens), 1))
         return StepResult(
@@ -54,6 +61,38 @@ class Reciter:
 
     def close(self) -> None:
         """Holds nothing."""
+
+
+class Counter(Reciter):
+    """An executor that follows every byte with the next one: ``b"a"`` goes on with ``b"bcd…"``, without end."""
+
+    def __init__(self, before_step: Callable[[Step], None] = lambda step: None) -> None:
+        super().__init__(b"", 0, before_step)
+        self.is_closed = False
+
+    def execute(self, step: Step) -> StepResult:
+        assert not self.is_closed, "a step after close()"
+        self.before_step(step)
+        return self._result(step, [int(token + 1) % 256 for token in step.token_ids[step.sample_rows]])
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def counting_model(before_step: Callable[[Step], None] = lambda step: None) -> LoadedModel:
+    """What `load_model` might give, over a `Counter`; the chat template joins the messages' contents."""
+    nothing: Any = None
+    template = ChatTemplate("{% for message in messages %}{{ message.content }}{% endfor %}")
+    return LoadedModel(
+        name="counter",
+        path=Path("counter.gguf"),
+        spec=nothing,
+        graph=nothing,
+        weights=nothing,
+        text=TextSide(byte_tokenizer(), template),
+        executor=Counter(before_step),
+        memory=MemoryPlan(NUM_BLOCKS, 1, 128, 1 << 20, 1),
+    )
 
 
 def reciting_runtime(script: str | bytes, prompt_len: int = 2, **reciter: Callable[[Step], None]) -> Runtime:

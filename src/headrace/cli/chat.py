@@ -2,12 +2,14 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import ContextLengthError, HeadraceError
 from headrace.cli.options import add_model_arguments, add_sampling_arguments, llm_arguments, sampling_arguments
+from headrace.cli.stats import speed_line
 
 if TYPE_CHECKING:
     from headrace import LLM, SamplingParams
@@ -44,7 +46,10 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass
 class Conversation:
-    """Messages so far, and what the user's lines do to them."""
+    """Messages so far, and what the user's lines do to them.
+
+    A question joins the messages together with its answer, so an error or an interrupt leaves nothing half said.
+    """
 
     llm: "LLM"
     params: "SamplingParams"
@@ -60,13 +65,17 @@ class Conversation:
             except EOFError:
                 return
             except KeyboardInterrupt:
+                print("(Ctrl-D or /exit leaves)")
                 continue
             if line == "/exit":
                 return
             try:
                 self.handle(line)
+            except KeyboardInterrupt:
+                print()
             except HeadraceError as error:
-                print(f"error: {error.cause}\ntry:   {error.remedy}" if error.remedy else f"error: {error.cause}")
+                remedy = "/reset starts over." if isinstance(error, ContextLengthError) else error.remedy
+                print(f"error: {error.cause}\ntry:   {remedy}" if remedy else f"error: {error.cause}")
 
     def handle(self, line: str) -> None:
         """One line of input: a command or a message."""
@@ -88,7 +97,7 @@ class Conversation:
         elif name == "/retry":
             self.retry()
         elif name == "/history":
-            print("\n".join(f"{m['role']}: {m['content']}" for m in self._context()) or "(empty)")
+            print("\n".join(f"{m['role']}: {m['content']}" for m in self._with_system(self.messages)) or "(empty)")
         elif name == "/stats":
             self.show_stats = not self.show_stats
             print(f"(stats {'on' if self.show_stats else 'off'})")
@@ -96,48 +105,43 @@ class Conversation:
             print(f"no command {name}; /help lists them")
 
     def say(self, text: str) -> None:
-        """Add a message and stream the answer to it. If that fails, the message is taken back."""
-        self.messages.append({"role": "user", "content": text})
-        try:
-            answer = self._answer()
-        except BaseException:
-            self.messages.pop()
-            raise
-        self.messages.append({"role": "assistant", "content": answer})
+        """Stream the answer to a message."""
+        self._ask(self.messages, {"role": "user", "content": text})
 
     def retry(self) -> None:
-        """Answer the last user message again."""
-        if len(self.messages) < 2:
+        """Answer the last message again, in the place of its answer."""
+        if not self.messages:
             print("(nothing to retry)")
             return
-        question = self.messages[-2]["content"]
-        del self.messages[-2:]
-        self.say(question)
+        *before, question, _ = self.messages
+        self._ask(before, question)
 
-    def _context(self) -> list[dict[str, Any]]:
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, *self.messages]
+    def _ask(self, before: list[dict[str, Any]], question: dict[str, Any]) -> None:
+        answer = self._answer(self._with_system([*before, question]))
+        if answer is not None:
+            self.messages = [*before, question, {"role": "assistant", "content": answer}]
 
-    def _answer(self) -> str:
-        prompt = self.llm.render_chat(self._context())
-        parts: list[str] = []
+    def _with_system(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [{"role": "system", "content": self.system}, *messages] if self.system else messages
+
+    def _answer(self, messages: list[dict[str, Any]]) -> str | None:
+        """Stream an answer to the screen; None if it was interrupted before it began."""
+        prompt = self.llm.render_chat(messages)
+        text = ""
         metrics = None
-        stream: Iterator[Any] = self.llm.stream(prompt, self.params)
         try:
-            for delta in stream:
-                parts.append(delta.text)
-                print(delta.text, end="", flush=True)
-                metrics = delta.metrics or metrics
+            with closing(self.llm.stream(prompt, self.params)) as deltas:  # closed early, it cancels the request
+                for delta in deltas:
+                    text += delta.text
+                    print(delta.text, end="", flush=True)
+                    metrics = delta.metrics or metrics
         except KeyboardInterrupt:
-            stream.close()  # type: ignore[attr-defined]  # a generator: closing it cancels the request
-            print(" (stopped)", end="")
+            print(" (stopped)")
+            return text or None
         print()
         if self.show_stats and metrics is not None:
-            speed = f", {1 / metrics.tpot:.0f} tok/s" if metrics.tpot else ""
-            cached = f" ({metrics.num_cached_tokens} cached)" if metrics.num_cached_tokens else ""
-            print(f"[{metrics.num_prompt_tokens} tokens in{cached}, {metrics.num_output_tokens} out,", end=" ")
-            print(f"TTFT {metrics.ttft * 1e3:.0f} ms{speed}]")
-        return "".join(parts)
+            print(f"[{speed_line(metrics)}]")
+        return text
 
     def _set_temperature(self, text: str) -> None:
         try:
@@ -151,7 +155,8 @@ class Conversation:
 def _reader() -> Callable[[], str]:
     """Line editing with history on a terminal; plain lines from a pipe."""
     if not sys.stdin.isatty():
-        return lambda: _strip_newline(sys.stdin.readline())
+        sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+        return lambda: _unless_ended(sys.stdin.readline())
     from prompt_toolkit import PromptSession
     from prompt_toolkit.completion import WordCompleter
     from prompt_toolkit.history import InMemoryHistory
@@ -163,7 +168,7 @@ def _reader() -> Callable[[], str]:
     return lambda: session.prompt("> ")
 
 
-def _strip_newline(line: str) -> str:
+def _unless_ended(line: str) -> str:
     if not line:
         raise EOFError
     return line

@@ -2,7 +2,7 @@
 
 import argparse
 
-from headrace.cli.options import add_model_arguments, llm_arguments
+from headrace.cli.options import add_model_arguments, llm_arguments, positive
 
 HELP = "ask one question and show the answer, its speed and the share of the machine's limit"
 QUESTION = "What is a headrace, the channel at a water mill, for? Answer in two sentences."
@@ -11,7 +11,7 @@ QUESTION = "What is a headrace, the channel at a water mill, for? Answer in two 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("-q", "--question", default=QUESTION, help="what to ask")
-    parser.add_argument("--max-tokens", type=int, default=160, help="longest answer (default: 160)")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", default=160, help="longest answer (default: 160)")
 
 
 def run(args: argparse.Namespace) -> int:

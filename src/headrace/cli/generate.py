@@ -5,6 +5,7 @@ import sys
 
 from headrace.base.errors import InvalidRequestError
 from headrace.cli.options import add_model_arguments, add_sampling_arguments, llm_arguments, sampling_arguments
+from headrace.cli.stats import speed_line
 
 HELP = "continue a prompt (from --prompt, a file, or standard input)"
 
@@ -32,11 +33,7 @@ def run(args: argparse.Namespace) -> int:
             metrics = delta.metrics or metrics
         print()
     if args.stats and metrics is not None:
-        speed = f", {1 / metrics.tpot:.1f} tok/s" if metrics.tpot else ""
-        print(
-            f"{metrics.num_prompt_tokens} tokens in, {metrics.num_output_tokens} out, TTFT {metrics.ttft:.3f} s{speed}",
-            file=sys.stderr,
-        )
+        print(speed_line(metrics), file=sys.stderr)
     return 0
 
 
@@ -53,4 +50,7 @@ def _prompt(args: argparse.Namespace) -> str:
             ) from None
     if sys.stdin.isatty():
         raise InvalidRequestError("No prompt.", 'Give one with -p "…", -f FILE, or on standard input.')
-    return sys.stdin.read()
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"Standard input is not UTF-8: {error}.", "Convert it first.") from None

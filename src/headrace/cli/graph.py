@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from headrace.base.errors import InvalidRequestError
+
 HELP = "print a model's graph with shapes, FLOPs and bytes; --svg draws one layer"
 
 
@@ -20,7 +22,10 @@ def run(args: argparse.Namespace) -> int:
 
     graph, weights = load_graph(args.model, fused=not args.unfused)
     if args.svg:
-        args.svg.write_text(layer_svg(graph, args.layer), encoding="utf-8")
+        try:
+            args.svg.write_text(layer_svg(graph, args.layer), encoding="utf-8")
+        except OSError as error:
+            raise InvalidRequestError(f"Cannot write {args.svg}: {error.strerror}.", "Name a writable file.") from None
         print(f"wrote {args.svg}")
     else:
         print(describe(graph, stored_formats(graph, weights)))

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         llm = AsyncLLM(**llm_arguments(args), served_model_name=args.served_model_name)
         print(llm.describe(), flush=True)
         host, port = listener.getsockname()[:2]
-        print(f"ready: http://{host}:{port}/v1  (Ctrl-C stops)", flush=True)
+        shown = f"[{host}]" if ":" in host else host
+        print(f"ready: http://{shown}:{port}/v1  (Ctrl-C stops)", flush=True)
         serve(llm, config, listener)
     return 0

@@ -4,8 +4,9 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Self
 
 from headrace.base.errors import ExecutorError, HeadraceError
@@ -19,9 +20,7 @@ from headrace.llm.served_model import ServedModel
 
 log = logging.getLogger(__name__)
 
-_SHUT_DOWN = HeadraceError("The engine is shutting down.", "Try again later.", code="shutting_down")
-
-LONG_PROMPT = 20_000
+LONG_PROMPT = 1_000
 """Characters or tokens from which a prompt is checked on another thread, so that the event loop goes on meanwhile."""
 
 
@@ -39,11 +38,15 @@ class AsyncLLM(ServedModel):
     def __init__(self, model: str | None = None, *, served_model_name: str | None = None, **options: Any) -> None:
         super().__init__(model, LLMConfig.of(options))
         self._served_name = served_model_name
-        self._ids = (f"request-{number}" for number in itertools.count())
+        self._numbers = itertools.count()
         self._inboxes: dict[str, asyncio.Queue[Delta | HeadraceError]] = {}
-        self._commands: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()
+        self._wake = threading.Condition()  # guards the next three
+        self._submitted: list[tuple[str, list[int], SamplingParams]] = []
+        self._cancelled: list[str] = []
         self._closing = False
+        self._cause: BaseException | None = None  # what ended the engine's thread, if that was not `aclose`
+        self._num_rounds = 0
+        self._report: tuple[int, EngineSnapshot] | None = None
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -52,11 +55,19 @@ class AsyncLLM(ServedModel):
         return self._served_name or super().model_name
 
     async def start(self) -> None:
-        """Start the engine's thread. Idempotent; belongs to one event loop."""
-        if self._thread is None:
-            self._loop = asyncio.get_running_loop()
+        """Start the engine's thread. Idempotent.
+
+        Raises HeadraceError in another event loop than the first time, and after `aclose` or a failure of the engine.
+        """
+        loop = asyncio.get_running_loop()
+        if self._loop is None and not self._closing:
+            self._loop = loop
             self._thread = threading.Thread(target=self._run, name="headrace-engine", daemon=True)
             self._thread.start()
+        if not self.is_healthy:
+            raise self._refusal()
+        if self._loop is not loop:
+            raise HeadraceError("This AsyncLLM belongs to another event loop.", "Make one in each loop.")
 
     async def aclose(self) -> None:
         """Cancel what runs, stop the thread, free memory. Idempotent."""
@@ -80,8 +91,18 @@ class AsyncLLM(ServedModel):
         return self._thread is not None and self._thread.is_alive() and not self._closing
 
     def engine_snapshot(self) -> EngineSnapshot:
-        """The engine's counters and gauges. While a step runs, some may already count it and others not yet."""
-        return self._runtime.engine.snapshot()
+        """The engine's counters and gauges: a new object after each step, the same one until then.
+
+        A step that runs meanwhile may have counted some things and not yet others. Requests on their way to the
+        engine count as waiting.
+        """
+        num_rounds = self._num_rounds
+        if self._report is None or self._report[0] != num_rounds:
+            report = self._runtime.engine.snapshot()
+            with self._wake:
+                on_their_way = sum(params.n for _, _, params in self._submitted)
+            self._report = num_rounds, replace(report, num_waiting=report.num_waiting + on_their_way)
+        return self._report[1]
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
@@ -94,102 +115,125 @@ class AsyncLLM(ServedModel):
         """
         params = params or SamplingParams()
         prompt_ids = await self._check(prompt, params)
-        await self.start()
-        if not self.is_healthy:
-            raise _SHUT_DOWN
-        request_id = request_id or next(self._ids)
-        if request_id in self._inboxes:
-            raise HeadraceError(f"Request id {request_id!r} is in use.", "Choose another.", code="duplicate_request_id")
-        inbox: asyncio.Queue[Delta | HeadraceError] = asyncio.Queue()
-        self._inboxes[request_id] = inbox
-        self._tell(lambda: self._submit(request_id, prompt_ids, params))
-        ended = False
-        try:
-            while not ended:
-                item = await inbox.get()
-                if isinstance(item, HeadraceError):
-                    ended = True
-                    raise item
-                ended = item.metrics is not None
-                yield item
-        finally:
-            del self._inboxes[request_id]
-            if not ended:
-                self._tell(lambda: self._runtime.cancel(request_id))
+        async with aclosing(self._stream(prompt_ids, params, request_id)) as deltas:
+            async for delta in deltas:
+                yield delta
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
     ) -> RequestOutput:
-        """Continue a prompt to its end. Cancelling the task cancels the request."""
+        """Continue one prompt to its end; gather several calls for a batch. Cancelling the task cancels the request."""
         params = params or SamplingParams()
         prompt_ids = await self._check(prompt, params)
         text = prompt if isinstance(prompt, str) else None
-        request_id = request_id or next(self._ids)
-        collector = Collector(request_id, text, prompt_ids, params)
-        async for delta in self.stream(prompt_ids, params, request_id=request_id):
-            collector.add(delta)
+        collector = Collector(request_id or f"request-{next(self._numbers)}", text, prompt_ids, params)
+        async with aclosing(self._stream(prompt_ids, params, request_id)) as deltas:
+            async for delta in deltas:
+                collector.add(delta)
         return collector.result()
+
+    async def chat(
+        self, messages: Sequence[Mapping[str, Any]], params: SamplingParams | None = None, **template_arguments: Any
+    ) -> RequestOutput:
+        """Answer a conversation through the model's chat template. To stream, give `stream` what `render_chat` gives.
+
+        Raises TemplateError if the model has no template or the template refuses the messages.
+        """
+        prompt_ids = await asyncio.to_thread(self.render_chat, messages, **template_arguments)
+        return await self.generate(prompt_ids, params)
 
     async def _check(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         if len(prompt) > LONG_PROMPT:
             return await asyncio.to_thread(self._runtime.check_prompt, prompt, params)
         return self._runtime.check_prompt(prompt, params)
 
-    def _submit(self, request_id: str, prompt_ids: list[int], params: SamplingParams) -> None:
-        try:
-            self._runtime.submit(request_id, prompt_ids, params)
-        except HeadraceError as error:  # the engine will never be able to run it
-            refusal: list[Output] = [(request_id, error)]
-            self._post(lambda: self._deliver(refusal))
-
-    def _tell(self, command: Callable[[], None]) -> None:
-        """Have the engine's thread run `command` before its next step."""
+    async def _stream(
+        self, prompt_ids: list[int], params: SamplingParams, name: str | None
+    ) -> AsyncGenerator[Delta, None]:
+        await self.start()
+        key = f"{name or 'request'}-{next(self._numbers)}"  # whatever its caller names it, no delta reaches another
+        inbox: asyncio.Queue[Delta | HeadraceError] = asyncio.Queue()
+        self._inboxes[key] = inbox
         with self._wake:
-            self._commands.append(command)
+            self._submitted.append((key, prompt_ids, params))
             self._wake.notify()
+        ended = False
+        try:
+            while not ended:
+                item = await inbox.get()
+                ended = isinstance(item, HeadraceError) or item.metrics is not None
+                if isinstance(item, HeadraceError):
+                    raise item
+                yield item
+        finally:
+            del self._inboxes[key]
+            if not ended:
+                with self._wake:
+                    self._cancelled.append(key)
+                    self._wake.notify()
+
+    def _refusal(self) -> HeadraceError:
+        """Why no request can run; one error for each, since raising an error writes to it."""
+        if self._cause is None:
+            return HeadraceError("The engine is shutting down.", "Try again later.", code="shutting_down")
+        remedy = "Restart the server; its log says more."
+        return ExecutorError(f"The engine stopped: {self._cause!r}.", remedy, code="engine_stopped")
+
+    # -- On the engine's thread ---------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        """The engine's thread: commands, then a step, until closed. An unforeseen error fails every open request."""
+        """Requests and cancellations, then a step, until closed. An unforeseen error fails every open request."""
         try:
-            while self._obey():
-                self._publish(self._runtime.step() if self._runtime.has_work else [])
+            while self._wait_for_work():
+                outputs = self._admit()
+                self._num_rounds += 1
+                outputs += self._runtime.step()
+                self._num_rounds += 1
+                if outputs:
+                    self._post(self._deliver, outputs)
         except BaseException as error:
             log.exception("the engine stopped")
-            self._fail_all(ExecutorError(f"The engine stopped: {error!r}.", "Restart the server; its log says more."))
-        else:
-            self._fail_all(_SHUT_DOWN)
+            self._cause = error
+        self._closing = True
+        self._post(self._fail_all)
 
-    def _obey(self) -> bool:
-        """Run the waiting commands, sleeping while there is nothing to do; False once closed."""
+    def _wait_for_work(self) -> bool:
+        """Sleep while there is nothing to do; False once closed."""
         with self._wake:
-            while not (self._commands or self._runtime.has_work or self._closing):
+            while not (self._submitted or self._cancelled or self._runtime.has_work or self._closing):
                 self._wake.wait()
-            commands, self._commands = self._commands, deque()
-        for command in commands:
-            command()
         return not self._closing
 
-    def _publish(self, outputs: list[Output]) -> None:
-        if outputs:
-            self._post(lambda: self._deliver(outputs))
+    def _admit(self) -> list[Output]:
+        """Take what was submitted, drop what was cancelled; the refusals of what the engine can never run."""
+        with self._wake:
+            submitted, self._submitted = self._submitted, []
+            cancelled, self._cancelled = self._cancelled, []
+        refusals: list[Output] = []
+        for key, prompt_ids, params in submitted:
+            try:
+                self._runtime.submit(key, prompt_ids, params)
+            except HeadraceError as error:
+                refusals.append((key, error))
+        for key in cancelled:  # after the submissions: it may be one of them
+            self._runtime.cancel(key)
+        return refusals
+
+    def _post(self, callback: Callable[..., None], *arguments: object) -> None:
+        assert self._loop is not None, "the thread runs only after start()"
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            log.debug("the event loop is closed; nobody is left to tell")
+
+    # -- On the event loop, for the engine's thread -------------------------------------------------------------------
 
     def _deliver(self, outputs: list[Output]) -> None:
-        for request_id, item in outputs:
-            inbox = self._inboxes.get(request_id)
+        for key, item in outputs:
+            inbox = self._inboxes.get(key)
             if inbox is not None:
                 inbox.put_nowait(item)
 
-    def _fail_all(self, error: HeadraceError) -> None:
-        def deliver() -> None:
-            for inbox in self._inboxes.values():
-                inbox.put_nowait(error)
-
-        self._closing = True
-        self._post(deliver)
-
-    def _post(self, callback: Callable[[], None]) -> None:
-        assert self._loop is not None, "the thread runs only after start()"
-        try:
-            self._loop.call_soon_threadsafe(callback)
-        except RuntimeError:
-            log.debug("the event loop is closed; nobody is left to tell")
+    def _fail_all(self) -> None:
+        for inbox in self._inboxes.values():
+            inbox.put_nowait(self._refusal())

@@ -35,7 +35,7 @@ class LLM(ServedModel):
         self._inboxes: dict[str, deque[Output]] = {}
         self._abandoned: deque[str] = deque()
         self._refusal: HeadraceError | None = None  # why no request can run, once that is so
-        self._ids = (f"request-{number}" for number in itertools.count())
+        self._numbers = itertools.count()
 
     def generate(
         self,
@@ -59,8 +59,8 @@ class LLM(ServedModel):
         each = _per_prompt(params, len(batch))
         checked = [self._runtime.check_prompt(prompt, p) for prompt, p in zip(batch, each, strict=True)]
         collectors = {
-            request_id: Collector(request_id, prompt if isinstance(prompt, str) else None, ids, p)
-            for request_id, prompt, ids, p in zip(self._ids, batch, checked, each, strict=False)
+            (request_id := self._new_id()): Collector(request_id, prompt if isinstance(prompt, str) else None, ids, p)
+            for prompt, ids, p in zip(batch, checked, each, strict=True)
         }
         inbox: deque[Output] = deque()
         try:
@@ -102,7 +102,7 @@ class LLM(ServedModel):
         return self._stream(prompt_ids, params)
 
     def _stream(self, prompt_ids: list[int], params: SamplingParams) -> Generator[Delta, None, None]:
-        request_id = next(self._ids)
+        request_id = self._new_id()
         inbox: deque[Output] = deque()
         try:
             with self._exclusive():
@@ -133,6 +133,9 @@ class LLM(ServedModel):
                     yield
             finally:
                 self._cancel_abandoned()
+
+    def _new_id(self) -> str:
+        return f"request-{next(self._numbers)}"
 
     def _open(self, request_id: str, prompt_ids: list[int], params: SamplingParams, inbox: deque[Output]) -> None:
         if self._refusal is not None:
@@ -189,7 +192,8 @@ class LLM(ServedModel):
                     while self._abandoned:
                         request_id = self._abandoned.popleft()
                         self._inboxes.pop(request_id, None)
-                        self._runtime.cancel(request_id)
+                        if self._refusal is None:
+                            self._runtime.cancel(request_id)
                 finally:
                     self._lock.release()
 

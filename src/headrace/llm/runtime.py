@@ -19,7 +19,7 @@ Output = tuple[str, Delta | HeadraceError]
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has not ended: its samples' texts, which of them go on, and its metrics once the engine is done."""
+    """A request that has not ended: its samples' texts, which of them go on, its metrics once the engine is done."""
 
     samples: list[SampleAssembler]
     unfinished: set[int]

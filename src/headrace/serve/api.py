@@ -13,7 +13,7 @@ import headrace
 from headrace.base.errors import InvalidRequestError, ModelNotFoundError
 from headrace.engine.sampling import SamplingParams
 from headrace.serve.access import record_of
-from headrace.serve.body import read_json
+from headrace.serve.body import LARGE_BODY, read_json
 from headrace.serve.config import ServerConfig
 from headrace.serve.errors import ApiError
 from headrace.serve.gate import Gate
@@ -23,9 +23,6 @@ from headrace.serve.model import AsyncModel, Prompt, TokenTexts
 from headrace.serve.openapi import body_of
 from headrace.serve.protocol import ChatRequest, CompletionRequest, SamplingFields
 from headrace.serve.replies import ChatChoice, Choice, CompletionChoice, EventWriter, ReplyHead, whole_reply
-
-_LARGE_BODY = 64 << 10
-"""Bytes from which on a conversation is rendered in a worker thread, for the sake of the streams on the event loop."""
 
 
 class Api:
@@ -55,7 +52,7 @@ class Api:
 
     async def render(self, body: ChatRequest, num_bytes: int) -> list[int]:
         messages = [message.for_template() for message in body.messages]
-        if num_bytes < _LARGE_BODY:
+        if num_bytes < LARGE_BODY:
             return self.llm.render_chat(messages)
         return await asyncio.to_thread(self.llm.render_chat, messages)
 

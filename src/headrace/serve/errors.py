@@ -27,7 +27,7 @@ STATUS_OF = {
 }
 """The status of an error is that of the first class among its bases that stands here."""
 
-_STATUS_OF_CODE = {"shutting_down": 503}
+_STATUS_OF_CODE = {"shutting_down": 503, "engine_stopped": 503}
 """Errors whose code says more than their class."""
 
 CLIENT_CLOSED_REQUEST = 499

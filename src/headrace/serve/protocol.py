@@ -6,7 +6,8 @@ null is fine, a value is an error. Anything else is unknown and an error too. Ra
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, PlainValidator, model_validator
+from pydantic_core import PydanticCustomError
 
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.sampling import SamplingParams
@@ -14,22 +15,59 @@ from headrace.engine.sampling import SamplingParams
 Unsupported: TypeAlias = None
 
 
+UNKNOWN_FIELD = "unknown_field"
+"""Type of the validation error for a field that is in no model; its context has the ``field``."""
+
+# A body may hold millions of items, and validation keeps an error for each wrong one: what can be long is bounded, or
+# checked as a whole.
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 4096
+MAX_STOP_TOKENS = 1024
+MAX_LOGIT_BIASES = 1024
+MAX_METADATA = 16
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_first_unknown_field(cls, value: Any) -> Any:
+        """``forbid`` by itself would collect all of them."""
+        if isinstance(value, dict):
+            for field in value:
+                if field not in cls.model_fields:
+                    raise PydanticCustomError(UNKNOWN_FIELD, "unknown", {"field": field})
+        return value
+
 
 def _as_strings(value: Any) -> Any:
-    """One string or a list of them; checked here as a whole, for one error instead of one per item."""
+    """One string or a list of them."""
     strings = [value] if isinstance(value, str) else value
     if strings is not None and not (isinstance(strings, list) and all(type(item) is str for item in strings)):
         raise ValueError("should be a string or a list of strings")
+    if strings and (len(strings) > MAX_STOPS or max(map(len, strings)) > MAX_STOP_LENGTH):
+        raise ValueError(f"should hold at most {MAX_STOPS} strings of at most {MAX_STOP_LENGTH} characters")
     return strings
 
 
 def _as_token_ids(value: Any) -> Any:
     if value is not None and not (isinstance(value, list) and all(type(item) is int for item in value)):
         raise ValueError("should be a list of token ids")
+    if value and len(value) > MAX_STOP_TOKENS:
+        raise ValueError(f"should hold at most {MAX_STOP_TOKENS} token ids")
     return value
+
+
+def _at_most(limit: int) -> BeforeValidator:
+    """Bounds an object before its members are looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > limit:
+            raise ValueError(f"should hold at most {limit} entries")
+        return value
+
+    return BeforeValidator(check)
 
 
 def _no_items(value: Any) -> Any:
@@ -93,7 +131,7 @@ class SamplingFields(_Strict):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, _at_most(MAX_LOGIT_BIASES)] = None
     seed: int | None = None
     stop: Strings = None
     stream: bool | None = None
@@ -107,7 +145,7 @@ class SamplingFields(_Strict):
     stop_token_ids: TokenIds = None
     # Taken without effect: they label a request or tune what this server does not have.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str] | None, _at_most(MAX_METADATA)] = None
 
     @property
     def include_usage(self) -> bool:
@@ -204,7 +242,10 @@ class ChatRequest(SamplingFields):
 class CompletionRequest(SamplingFields):
     """``POST /v1/completions``."""
 
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_as_prompts)]
+    prompt: Annotated[
+        list[str | list[int]],
+        PlainValidator(_as_prompts, json_schema_input_type=str | list[str] | list[int] | list[list[int]]),
+    ]
     echo: bool | None = None
     logprobs: int | None = None
     best_of: int | None = None

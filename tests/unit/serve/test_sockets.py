@@ -180,6 +180,24 @@ def test_after_the_grace_period_requests_end_with_an_error(stream):
         assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_stops_at_once(number):
+    with process(num_tokens=4000, grace=30) as (server, url):
+        with httpx.stream("POST", url + CHAT, json=chat_body(stream=True), timeout=30) as answer:
+            parts = answer.iter_text()
+            text = next(parts)
+            server.send_signal(number)
+            assert "a second signal ends them" in server.stderr.readline()
+            signalled = time.monotonic()
+            server.send_signal(number)
+            text += "".join(parts)
+        assert events(text)[-1]["error"]["code"] == "cancelled"
+        out, err = server.communicate(timeout=10)
+        assert time.monotonic() - signalled < 5
+        assert (server.returncode, out) == (0, "closed False True\n"), err
+        assert "Traceback" not in err
+
+
 def test_a_taken_port_says_by_whom():
     with reserve_port("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
