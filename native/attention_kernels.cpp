@@ -156,25 +156,6 @@ void attend_batch(const Queries& queries, int32_t first, const Tile<T>& tile, in
   for (; d < queries.dim; d += kLanes) accumulate<N, 1>(weights, decay, tile, d, begin, end, state, queries.stride);
 }
 
-// Many queries read a tile many times: widen it once. It changes no bit, f32 holds every bf16.
-Tile<float> tile_widened(const Tile<uint16_t>& tile, int64_t dim, float* scratch) {
-  float *keys = scratch, *values = scratch + kTileKeys * dim;
-  Tile<float> wide;
-  wide.key_stride = kTileKeys;
-  wide.value_stride = dim;
-  for (int g = 0; g < kTileVectors; ++g) {
-    for (int64_t d = 0; d < dim; ++d) {
-      store(keys + d * kTileKeys + g * kLanes, load(tile.keys[g] + d * tile.key_stride));
-    }
-    for (int64_t at = 0; at < kLanes * dim; at += kLanes) {
-      store(values + g * kLanes * dim + at, load(tile.values[g] + at));
-    }
-    wide.keys[g] = wide.next_keys[g] = keys + g * kLanes;
-    wide.values[g] = values + g * kLanes * dim;
-  }
-  return wide;
-}
-
 template <typename T>
 void attend_tile(const Queries& queries, const Tile<T>& tile, int32_t tile_begin) {
   int32_t first = 0;
@@ -303,14 +284,7 @@ void attend_split(const AttentionShape& shape, const KvLayer& layer, const Atten
   const bool in_place = shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
   for (int32_t begin = first; begin < end; begin += kTileKeys) {
     if (in_place) {
-      const Tile<T> tile = tile_in_place<T>(shape, layer, task, begin, end);
-      if constexpr (sizeof(T) == 2) {
-        if (queries.count > 2 * kBatch) {
-          attend_tile(queries, tile_widened(tile, queries.dim, tile_scratch), begin);
-          continue;
-        }
-      }
-      attend_tile(queries, tile, begin);
+      attend_tile(queries, tile_in_place<T>(shape, layer, task, begin, end), begin);
     } else {
       attend_tile(queries, tile_gathered<T>(shape, layer, task, begin, end, queries.dim, tile_scratch), begin);
     }

@@ -8,30 +8,14 @@
 #include <thread>
 #include <vector>
 
+#include "isa.h"
+#include "kernels.h"
+
 namespace headrace {
-namespace {
-
-#if defined(__x86_64__) && defined(__GNUC__)
-#define HEADRACE_WIDEST __attribute__((target_clones("avx2", "default")))
-#else
-#define HEADRACE_WIDEST
-#endif
-
-// 64 independent sums, so that loads and not additions are the limit; the compiler makes vectors of them.
-HEADRACE_WIDEST uint64_t sum(const uint64_t* data, size_t count) {
-  uint64_t lanes[64] = {};
-  size_t i = 0;
-  for (; i + 64 <= count; i += 64)
-    for (size_t lane = 0; lane < 64; ++lane) lanes[lane] += data[i + lane];
-  uint64_t total = 0;
-  for (uint64_t lane : lanes) total += lane;
-  return total;
-}
-
-}  // namespace
 
 double read_bandwidth(size_t bytes, int threads, double seconds) {
   using clock = std::chrono::steady_clock;
+  const Kernels& kernels = kernels_for(choose_isa(""));
   const size_t words = std::max<size_t>(bytes / sizeof(uint64_t) / threads, 1024);
   std::atomic<uint64_t> sink{0};  // keeps the sums alive
   std::atomic<bool> stop{false};
@@ -41,7 +25,8 @@ double read_bandwidth(size_t bytes, int threads, double seconds) {
   auto on_pass = [&]() noexcept {
     const auto now = clock::now();
     if (start != clock::time_point{}) fastest = std::min(fastest, std::chrono::duration<double>(now - start).count());
-    if (deadline == clock::time_point{}) deadline = now + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(seconds));
+    if (deadline == clock::time_point{})
+      deadline = now + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(seconds));
     stop = now > deadline && fastest < 1e30;
     start = clock::now();
   };
@@ -51,7 +36,7 @@ double read_bandwidth(size_t bytes, int threads, double seconds) {
     for (;;) {
       barrier.arrive_and_wait();
       if (stop) return;
-      sink += sum(data.data(), words);
+      sink += kernels.sum_words(data.data(), static_cast<int64_t>(words));
     }
   };
   std::vector<std::thread> others;

@@ -6,7 +6,10 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -50,11 +53,17 @@ struct Sampling {
   Array<double, nb::ndim<1>> bias;            // of the bias ids, all rows one after the other
 };
 
-std::vector<SampleSpec> specs_of(const Sampling& s, int32_t rows, int32_t vocab_size) {
+bool in_range(const double* x, const int64_t* n) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  return std::all_of(x, x + 6, [](double value) { return std::isfinite(value); }) && x[0] >= 0 && x[3] > 0 &&
+         n[2] >= 0 && n[2] <= kMost && n[3] >= -1 && n[3] <= kMost;
+}
+
+void fill_specs(const Sampling& s, int32_t rows, int32_t vocab_size, std::vector<SampleSpec>& specs) {
   const bool fits = static_cast<int32_t>(s.numbers.shape(0)) == rows &&
                     static_cast<int32_t>(s.integers.shape(0)) == rows &&
-                    static_cast<int64_t>(s.ends.shape(0)) == 4 * int64_t{rows} + 1 &&
-                    s.ends.data()[4 * rows] == static_cast<int64_t>(s.ids.shape(0));
+                    static_cast<int64_t>(s.ends.shape(0)) == 4 * int64_t{rows} + 1 && s.ends.data()[0] == 0 &&
+                    s.ends.data()[4 * int64_t{rows}] == static_cast<int64_t>(s.ids.shape(0));
   if (!fits) throw std::invalid_argument("sampling arrays do not match the sampled rows");
   for (size_t i = 0; i < s.ids.shape(0); ++i) {
     if (s.ids.data()[i] < 0 || s.ids.data()[i] >= vocab_size) {
@@ -62,12 +71,14 @@ std::vector<SampleSpec> specs_of(const Sampling& s, int32_t rows, int32_t vocab_
                                   ", outside the vocabulary of " + std::to_string(vocab_size));
     }
   }
-  std::vector<SampleSpec> specs;
-  specs.reserve(rows);
-  const double* bias = s.bias.data();
+  specs.clear();
+  int64_t biases = 0;
+  const int64_t all_biases = s.bias.shape(0);
   for (int32_t r = 0; r < rows; ++r) {
     const double* x = s.numbers.data() + 6 * r;
     const int64_t* n = s.integers.data() + 4 * r;
+    if (!in_range(x, n))
+      throw std::invalid_argument("sampling numbers of row " + std::to_string(r) + " are impossible");
     Ids lists[4];
     for (int i = 0; i < 4; ++i) {
       const int64_t begin = s.ends.data()[4 * r + i], end = s.ends.data()[4 * r + i + 1];
@@ -75,10 +86,11 @@ std::vector<SampleSpec> specs_of(const Sampling& s, int32_t rows, int32_t vocab_
       lists[i] = {s.ids.data() + begin, end - begin};
     }
     specs.push_back({x[0], x[1], x[2], x[3], x[4], x[5], n[0], n[1], static_cast<int32_t>(n[2]),
-                     static_cast<int32_t>(n[3]), lists[0], lists[1], lists[2], lists[3], bias});
-    bias += lists[0].size;
+                     static_cast<int32_t>(n[3]), lists[0], lists[1], lists[2], lists[3], s.bias.data() + biases});
+    biases += lists[0].size;
+    if (biases > all_biases) break;
   }
-  return specs;
+  if (biases != all_biases) throw std::invalid_argument("sampling biases do not match their tokens");
 }
 
 // Where the sampled rows' results go.
@@ -90,20 +102,18 @@ struct Results {
   OutArray<int32_t, nb::ndim<1>> status;
 };
 
-std::vector<SampleOutput> outputs_of(const Results& out, const std::vector<SampleSpec>& specs) {
+void fill_outputs(const Results& out, const std::vector<SampleSpec>& specs, std::vector<SampleOutput>& outputs) {
   const size_t rows = specs.size(), top = out.top_ids.shape(1);
   if (out.tokens.shape(0) != rows || out.logprobs.shape(0) != rows || out.top_ids.shape(0) != rows ||
       out.top_logprobs.shape(0) != rows || out.top_logprobs.shape(1) != top || out.status.shape(0) != rows) {
     throw std::invalid_argument("result arrays do not match the sampled rows");
   }
-  std::vector<SampleOutput> outputs;
-  outputs.reserve(rows);
+  outputs.clear();
   for (size_t r = 0; r < rows; ++r) {
     if (specs[r].logprobs > static_cast<int64_t>(top)) throw std::invalid_argument("no room for the top logprobs");
     outputs.push_back({out.tokens.data() + r, out.logprobs.data() + r, out.top_ids.data() + r * top,
                        out.top_logprobs.data() + r * top, reinterpret_cast<SampleStatus*>(out.status.data() + r)});
   }
-  return outputs;
 }
 
 Step step_of(const Array<int32_t, nb::ndim<1>>& token_ids, const Array<int32_t, nb::ndim<1>>& positions,
@@ -183,16 +193,18 @@ void bind_runtime(nb::module_& m) {
              check_matrix(f, data, in_features);
              return self.add_linear(f, data.data(), data.shape(0), in_features, data.shape(1));
            })
-      .def("add_table",
-           [](Runtime& self, const std::string& format, const Bytes& data, int64_t features) {
-             const Format f = format_named(format);
-             check_matrix(f, data, features);
-             if (static_cast<int64_t>(data.shape(0)) < self.limits.vocab_size) {
-               throw std::invalid_argument("an embedding table has fewer rows than the vocabulary");
-             }
-             return self.add_table(
-                 {f, data.data(), static_cast<int64_t>(data.shape(0)), features, static_cast<int64_t>(data.shape(1))});
-           })
+      .def(
+          "add_table",
+          [](Runtime& self, const std::string& format, const Bytes& data, int64_t features) {
+            const Format f = format_named(format);
+            check_matrix(f, data, features);
+            if (static_cast<int64_t>(data.shape(0)) < self.limits.vocab_size) {
+              throw std::invalid_argument("an embedding table has fewer rows than the vocabulary");
+            }
+            return self.add_table(
+                {f, data.data(), static_cast<int64_t>(data.shape(0)), features, static_cast<int64_t>(data.shape(1))});
+          },
+          nb::keep_alive<1, 3>())
       .def("add_vector",
            [](Runtime& self, const Array<float, nb::ndim<1>>& x) { return self.add_vector(x.data(), x.shape(0)); })
       .def("add_rotation", &Runtime::add_rotation, nb::call_guard<nb::gil_scoped_release>())
@@ -268,11 +280,12 @@ void bind_plan(nb::module_& m) {
               const OutArray<float, nb::ndim<2>>& top_logprobs, const OutArray<int32_t, nb::ndim<1>>& status,
               bool timed) {
              const Step step = step_of(token_ids, positions, seq_starts, context_lens, block_tables, sample_rows);
-             const auto specs =
-                 specs_of({numbers, integers, ids, ends, bias}, step.num_sampled, self.runtime().limits.vocab_size);
-             const auto outputs = outputs_of({tokens, logprobs, top_ids, top_logprobs, status}, specs);
+             const Runtime::Claim claim(self.runtime());
+             fill_specs({numbers, integers, ids, ends, bias}, step.num_sampled, self.runtime().limits.vocab_size,
+                        self.specs);
+             fill_outputs({tokens, logprobs, top_ids, top_logprobs, status}, self.specs, self.outputs);
              const nb::gil_scoped_release release;
-             self.replay(step, specs, outputs, timed);
+             self.replay(step, timed);
            })
       .def("read", &read_rows, "view"_a, "rows"_a)
       .def("profile", &profile_of)

@@ -11,10 +11,10 @@
 #include <utility>
 #include <vector>
 
-#include "buffer.h"
 #include "formats.h"
 #include "isa.h"
 #include "linear.h"
+#include "pages.h"
 #include "thread_pool.h"
 
 namespace nb = nanobind;
@@ -63,17 +63,19 @@ nb::object linear_test(const std::string& format, const Bytes& raw, const Floats
   if (column_begin < 0 || column_begin % linear->column_tile != 0 || column_end > w.out_features) {
     throw std::invalid_argument("not a range of column tiles");
   }
+  const Pages memory(linear->packed_bytes);
+  linear->place(memory.data());
   linear->pack(w, 0, w.out_features);
   const size_t bytes = prepared_bytes(linear->form, rows, in_features);
-  const Buffer prepared(bytes);
-  std::fill_n(prepared.as(), bytes, uint8_t{0xff});
+  const Pages prepared(bytes);
+  std::fill_n(prepared.data(), bytes, uint8_t{0xff});
   for (int64_t begin = (rows - 1) / kRowTile * kRowTile; begin >= 0; begin -= kRowTile) {
-    prepare(linear->form, x.data(), in_features, rows, in_features, prepared.as(), begin,
+    prepare(linear->form, x.data(), in_features, rows, in_features, prepared.data(), begin,
             std::min(rows, begin + kRowTile));
   }
   auto y = std::make_unique<float[]>(rows * w.out_features);
   std::fill_n(y.get(), rows * w.out_features, __builtin_nanf(""));
-  linear->run(prepared.as(), rows, y.get(), w.out_features, column_begin, column_end);
+  linear->run(prepared.data(), rows, y.get(), w.out_features, column_begin, column_end);
   return array_of(std::move(y), rows, w.out_features);
 }
 
@@ -103,8 +105,12 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
   const auto timed = [](double& best, Clock::time_point start) {
     best = std::min(best, std::chrono::duration<double>(Clock::now() - start).count());
   };
+  Pages memory;
   for (int i = 0; i < copies; ++i) {
     linears.push_back(allocate(w, isa, activation));
+    const size_t bytes = (linears.back()->packed_bytes + kPackedAlignment - 1) / kPackedAlignment * kPackedAlignment;
+    if (i == 0) memory = Pages(bytes * copies);  // one piece, as a model's weights are
+    linears.back()->place(memory.data() + i * bytes);
     const auto start = Clock::now();
     pool.parallel_for(threads, [&](int64_t worker) {
       const auto [begin, end] = share(*linears[i], static_cast<int>(worker), threads);
@@ -113,13 +119,13 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
     timed(pack, start);
   }
   const Linear& first = *linears[0];
-  const Buffer prepared(prepared_bytes(first.form, rows, in_features));
+  const Pages prepared(prepared_bytes(first.form, rows, in_features));
   std::vector<float> y(rows * w.out_features);
   const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
   for (int repeat = 0; repeat < repeats; ++repeat) {
     auto start = Clock::now();
     pool.parallel_for(row_tiles, [&](int64_t tile) {
-      prepare(first.form, x.data(), in_features, rows, in_features, prepared.as(), tile * kRowTile,
+      prepare(first.form, x.data(), in_features, rows, in_features, prepared.data(), tile * kRowTile,
               std::min(rows, (tile + 1) * kRowTile));
     });
     timed(prepared_in, start);
@@ -127,7 +133,7 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
       start = Clock::now();
       pool.parallel_for(threads, [&](int64_t worker) {
         const auto [begin, end] = share(*linear, static_cast<int>(worker), threads);
-        if (begin < end) linear->run(prepared.as(), rows, y.data(), w.out_features, begin, end);
+        if (begin < end) linear->run(prepared.data(), rows, y.data(), w.out_features, begin, end);
       });
       timed(run, start);
     }

@@ -126,11 +126,11 @@ double sum_exp(const float* x, int64_t n, double shift) {
   return total;
 }
 
-double exp_weights(const double* x, int64_t n, double shift, double* weights) {
+double exp_weights(const double* x, int64_t n, double* weights) {
   f64x8 sums = {};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const f64x8 w = exp(load_as<f64x8>(x + i) - shift);
+    const f64x8 w = exp(load_as<f64x8>(x + i));
     __builtin_memcpy(weights + i, &w, sizeof w);
     sums += w;
   }
@@ -139,10 +139,25 @@ double exp_weights(const double* x, int64_t n, double shift, double* weights) {
   if (i < n) {
     f64x8 rest = {};
     __builtin_memcpy(&rest, x + i, (n - i) * sizeof(double));
-    const f64x8 w = exp(rest - shift);
+    const f64x8 w = exp(rest);
     __builtin_memcpy(weights + i, &w, (n - i) * sizeof(double));
     for (; i < n; ++i) total += weights[i];
   }
+  return total;
+}
+
+uint64_t sum_words(const uint64_t* x, int64_t n) {
+  u64x8 sums[8] = {};  // independent, so that loads and not additions are the limit
+  int64_t i = 0;
+  for (; i + 64 <= n; i += 64) {
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) sums[j] += load_as<u64x8>(x + i + 8 * j);
+  }
+  uint64_t total = 0;
+  for (const u64x8& part : sums) {
+    for (int lane = 0; lane < 8; ++lane) total += part[lane];
+  }
+  for (; i < n; ++i) total += x[i];
   return total;
 }
 

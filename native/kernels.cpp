@@ -8,8 +8,8 @@ namespace headrace {
 
 int64_t attention_scratch_floats(int64_t queries, int32_t head_dim) {
   const int64_t dim = padded_dim(head_dim), tile = 64;
-  // Queries; running and joined results; a tile of scores per batch; a tile of keys and of values.
-  return queries * dim + 2 * queries * partial_floats(head_dim) + 6 * tile + 2 * tile * dim + 16;
+  // Queries; running and joined results; a gathered tile of keys and of values.
+  return queries * dim + 2 * queries * partial_floats(head_dim) + 2 * tile * dim;
 }
 
 const Kernels& kernels_for(Isa isa) {

@@ -7,7 +7,6 @@
 #include <stdexcept>
 #include <string>
 
-#include "buffer.h"
 #include "formats.h"
 #include "isa.h"
 #include "linear_f32.h"
@@ -77,19 +76,22 @@ class F32Linear final : public Linear {
     const Payload payload = payload_of(format);
     weights_ = {payload, out,    in, t.group, static_cast<float>(t.min_q), nullptr, panel_bytes(payload, in),
                 nullptr, nullptr};
-    const size_t data_bytes = panels * weights_.panel_bytes;
-    data_ = Buffer(data_bytes);
-    weights_.data = data_.as();
-    const size_t scale_bytes = t.group ? panels * (in / t.group) * kPanel * sizeof(float) : 0;
-    if (t.group) weights_.scales = (scales_ = Buffer(scale_bytes)).as<float>();
-    if (t.has_offset) weights_.offsets = (offsets_ = Buffer(scale_bytes)).as<float>();
+    data_bytes_ = panels * weights_.panel_bytes;  // with scales, a multiple of 64: groups have 16 features or more
+    scale_bytes_ = t.group ? panels * (in / t.group) * kPanel * sizeof(float) : 0;
+    has_offset_ = t.has_offset;
 
     out_features = out;
     in_features = in;
     form = {isa, activation, 0, 0};
     kernel = f32_kernel_name(isa, payload);
-    packed_bytes = data_bytes + scale_bytes * (t.has_offset ? 2 : 1);
+    packed_bytes = data_bytes_ + scale_bytes_ * (t.has_offset ? 2 : 1);
     run_ = f32_kernel(isa);
+  }
+
+  void place(uint8_t* memory) override {
+    weights_.data = data_ = memory;
+    if (scale_bytes_) weights_.scales = scales_ = reinterpret_cast<float*>(memory + data_bytes_);
+    if (has_offset_) weights_.offsets = offsets_ = reinterpret_cast<float*>(memory + data_bytes_ + scale_bytes_);
   }
 
   void run(const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
@@ -105,7 +107,7 @@ class F32Linear final : public Linear {
 
  private:
   void pack_panel(const WeightView& w, int64_t panel) {
-    uint8_t* out = data_.as() + panel * weights_.panel_bytes;
+    uint8_t* out = data_ + panel * weights_.panel_bytes;
     const int64_t lanes = std::min(kPanel, out_features - panel * kPanel);
     if (lanes < kPanel) clear_panel(panel);
     for (int64_t lane = 0; lane < lanes; ++lane) {
@@ -122,11 +124,11 @@ class F32Linear final : public Linear {
 
   // Lanes past the last column multiply to zero instead of to whatever the memory held.
   void clear_panel(int64_t panel) {
-    std::memset(data_.as() + panel * weights_.panel_bytes, 0, weights_.panel_bytes);
+    std::memset(data_ + panel * weights_.panel_bytes, 0, weights_.panel_bytes);
     if (weights_.group == 0) return;
     const int64_t floats = in_features / weights_.group * kPanel;
-    std::fill_n(scales_.as<float>() + panel * floats, floats, 0.0f);
-    if (weights_.offsets) std::fill_n(offsets_.as<float>() + panel * floats, floats, 0.0f);
+    std::fill_n(scales_ + panel * floats, floats, 0.0f);
+    if (weights_.offsets) std::fill_n(offsets_ + panel * floats, floats, 0.0f);
   }
 
   void pack_quants(Format format, const uint8_t* row, int64_t panel, int64_t lane, uint8_t* out) {
@@ -138,8 +140,8 @@ class F32Linear final : public Linear {
       decode_quants(format, row, t.block, q, scale, offset);
       for (int i = 0; i < t.block / t.group; ++i) {
         const int64_t at = ((panel * in_features + k) / t.group + i) * kPanel + lane;
-        scales_.as<float>()[at] = scale[i];
-        if (t.has_offset) offsets_.as<float>()[at] = offset[i];
+        scales_[at] = scale[i];
+        if (t.has_offset) offsets_[at] = offset[i];
       }
       if (weights_.payload == Payload::i8) {
         for (int i = 0; i < t.block; ++i) out[(k + i) * kPanel + lane] = static_cast<uint8_t>(q[i]);
@@ -152,7 +154,10 @@ class F32Linear final : public Linear {
   }
 
   PanelWeights weights_{};
-  Buffer data_, scales_, offsets_;
+  size_t data_bytes_ = 0, scale_bytes_ = 0;
+  bool has_offset_ = false;
+  uint8_t* data_ = nullptr;
+  float *scales_ = nullptr, *offsets_ = nullptr;
   F32Kernel run_ = nullptr;
 };
 

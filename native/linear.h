@@ -45,6 +45,8 @@ constexpr int64_t kRowTile = 16;
 void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
              int64_t row_begin, int64_t row_end);
 
+constexpr size_t kPackedAlignment = 64;
+
 class Linear {
  public:
   virtual ~Linear();
@@ -52,9 +54,11 @@ class Linear {
   int64_t in_features = 0;
   InputForm form{};
   const char* kernel = "";   // name for logs: "amx w4 g32", ...
-  size_t packed_bytes = 0;   // memory held
+  size_t packed_bytes = 0;   // of the packed form
   int64_t column_tile = 16;  // column ranges start at multiples of this
 
+  // Where the packed form lives: `packed_bytes` aligned to kPackedAlignment, the caller's to keep. Before `pack`.
+  virtual void place(uint8_t* memory) = 0;
   // y[m][n] for all rows m and columns n in [column_begin, column_end); y points at column 0 of the output.
   // Thread-safe: disjoint column ranges may run concurrently. Allocates nothing.
   virtual void run(const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
@@ -63,8 +67,8 @@ class Linear {
   virtual void pack(const WeightView& weight, int64_t column_begin, int64_t column_end) = 0;
 };
 
-// Allocate a packed weight for this shape and format; `pack` fills it. Throws std::invalid_argument, naming the cause,
-// for a format or shape that no kernel takes (e.g. in_features not a multiple of the format's block).
+// Choose a kernel for this shape and format; `place`, then `pack`, make it usable. Throws std::invalid_argument, naming
+// the cause, for a format or shape that no kernel takes (e.g. in_features not a multiple of the format's block).
 std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t in_features, Isa isa,
                                     Activation activation);
 

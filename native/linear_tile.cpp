@@ -6,7 +6,6 @@
 #include <cstring>
 #include <vector>
 
-#include "buffer.h"
 #include "formats.h"
 
 #if defined(__x86_64__)
@@ -47,9 +46,9 @@ class AmxLinear final : public Linear {
     form = {Isa::amx, activation, static_cast<int32_t>(w.has_offset ? t.group : 0), static_cast<int32_t>(w.tile_k)};
     kernel = kernel_name(w.payload, w.tile_k);
     packed_bytes = (out + kTileColumns - 1) / kTileColumns * w.panel_bytes;
-    data_ = Buffer(packed_bytes);
-    w.data = data_.as();
   }
+
+  void place(uint8_t* memory) override { weights_.data = memory; }
 
   void run(const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
            int64_t column_end) const override {
@@ -89,7 +88,6 @@ class AmxLinear final : public Linear {
 
  private:
   AmxWeights weights_{};
-  Buffer data_;
 };
 
 }  // namespace

@@ -32,7 +32,11 @@ const char* op_kind_name(OpKind kind) {
   return kNames[static_cast<int>(kind)];
 }
 
-Plan::Plan(Runtime& runtime) : runtime_(runtime), schedule_(runtime.pool.size(), runtime.limits) {}
+Plan::Plan(Runtime& runtime)
+    : runtime_(runtime), checker_(runtime.limits, runtime.cache), schedule_(runtime.pool.size(), runtime.limits) {
+  specs.reserve(runtime.limits.max_sampled);
+  outputs.reserve(runtime.limits.max_sampled);
+}
 
 void Plan::append(std::unique_ptr<Op> op) {
   int i = static_cast<int>(ops_.size()) - 1;
@@ -88,16 +92,15 @@ void Plan::select_rows(const View& x, const View& out) { append(std::make_unique
 void Plan::sample(const View& logits) { append(std::make_unique<SampleOp>(logits)); }
 
 void Plan::ready() {
-  counters_ = std::make_unique<Counter[]>(ops_.size());
   scratch_ = Pages(scratch_bytes_ * runtime_.pool.size());
   partials_ = Pages(sizeof(float) * partial_floats_ * schedule_.max_partials());
   samplers_.clear();
   for (int i = 0; i < runtime_.pool.size(); ++i) samplers_.emplace_back(runtime_.kernels, runtime_.limits.vocab_size);
+  counters_ = std::make_unique<Counter[]>(ops_.size());  // last: it says that all is there
 }
 
-void Plan::replay(const Step& step, const std::vector<SampleSpec>& specs, const std::vector<SampleOutput>& outputs,
-                  bool timed) {
-  check_step(step, runtime_.limits, runtime_.cache);
+void Plan::replay(const Step& step, bool timed) {
+  checker_.check(step);
   if (!counters_) ready();
   schedule_.plan(step, rows_per_chunk_);
   for (size_t i = 0; i < ops_.size(); ++i) counters_[i].next.store(0, std::memory_order_relaxed);

@@ -109,9 +109,14 @@ class Plan {
   void select_rows(const View& x, const View& out);
   void sample(const View& logits);
 
-  // Run all ops. Throws std::invalid_argument for a step that does not fit; nothing is run then.
-  void replay(const Step& step, const std::vector<SampleSpec>& specs, const std::vector<SampleOutput>& outputs,
-              bool timed);
+  // What the sampled rows of the next replay ask for, and where their results go: one entry each, filled by the caller.
+  // They keep their memory from step to step.
+  std::vector<SampleSpec> specs;
+  std::vector<SampleOutput> outputs;
+
+  // Run all ops. Throws std::invalid_argument for a step that does not fit; nothing is run then. Allocates nothing,
+  // except the first time.
+  void replay(const Step& step, bool timed);
 
   const std::array<OpProfile, kNumOpKinds>& profile() const { return profile_; }
   size_t num_ops() const { return ops_.size(); }
@@ -136,6 +141,7 @@ class Plan {
   Runtime& runtime_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::unique_ptr<Counter[]> counters_;
+  StepChecker checker_;
   AttentionSchedule schedule_;
   int32_t rows_per_chunk_ = kMaxQueries;
   int64_t scratch_bytes_ = 0, partial_floats_ = 0;

@@ -1,38 +1,19 @@
 #include "runtime.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
 #include <exception>
 #include <mutex>
 #include <new>
+#include <stdexcept>
 #include <utility>
 
 namespace headrace {
+namespace {
 
-Pages::Pages(size_t bytes) : size_(bytes) {
-  if (bytes == 0) return;
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (p == MAP_FAILED) throw std::bad_alloc();
-  data_ = static_cast<uint8_t*>(p);
-#ifdef MADV_HUGEPAGE
-  madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-}
+size_t aligned(size_t bytes) { return (bytes + kPackedAlignment - 1) / kPackedAlignment * kPackedAlignment; }
 
-Pages::~Pages() {
-  if (data_) munmap(data_, size_);
-}
-
-Pages::Pages(Pages&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
-
-Pages& Pages::operator=(Pages&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(size_, other.size_);
-  return *this;
-}
+}  // namespace
 
 Runtime::Runtime(int num_threads, Isa isa_, Activation activation_, const Limits& limits_, const KvCache& cache_)
     : pool(num_threads > 0 ? num_threads : available_cores()),
@@ -40,7 +21,17 @@ Runtime::Runtime(int num_threads, Isa isa_, Activation activation_, const Limits
       activation(activation_),
       limits(limits_),
       cache(cache_),
-      kernels(kernels_for(isa_)) {}
+      kernels(kernels_for(isa_)) {
+  const auto require = [](const char* name, int32_t value) {
+    if (value < 1) throw std::invalid_argument(std::string(name) + " is " + std::to_string(value));
+  };
+  require("max_batched_tokens", limits.max_tokens);
+  require("max_num_seqs", limits.max_sampled);
+  require("max_model_len", limits.max_positions);
+  require("vocab_size", limits.vocab_size);
+  require("num_blocks", cache.num_blocks);
+  require("block_size", cache.block_size);
+}
 
 int Runtime::add_linear(Format format, const uint8_t* data, int64_t out_features, int64_t in_features,
                         int64_t row_bytes) {
@@ -93,7 +84,13 @@ void Runtime::pack() {
     int64_t begin, end;
   };
   std::vector<Piece> pieces;
-  for (const Pending& pending : std::exchange(pending_, {})) {
+  const std::vector<Pending> added = std::exchange(pending_, {});
+  size_t bytes = 0;
+  for (const Pending& pending : added) bytes += aligned(linear(pending.linear).packed_bytes);
+  uint8_t* memory = packed_.emplace_back(bytes).data();
+  for (const Pending& pending : added) {
+    linears_[pending.linear]->place(memory);
+    memory += aligned(linear(pending.linear).packed_bytes);
     const int64_t columns = linear(pending.linear).out_features, tile = linear(pending.linear).column_tile;
     const int64_t step = std::max<int64_t>(1, 256 / tile) * tile;
     for (int64_t begin = 0; begin < columns; begin += step) {
@@ -114,10 +111,7 @@ void Runtime::pack() {
 }
 
 uint8_t* Runtime::reserve_arena(size_t bytes) {
-  if (bytes > arena_.size()) {
-    arena_ = Pages();
-    arena_ = Pages(bytes);
-  }
+  if (bytes > arena_.size()) arena_ = Pages(bytes);  // if it throws, older plans still have theirs
   return arena_.data();
 }
 

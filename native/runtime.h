@@ -1,33 +1,19 @@
 // What all plans of one model share: threads, packed weights, rotary tables, and the bytes of the KV cache.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
 #include "linear.h"
+#include "pages.h"
 #include "thread_pool.h"
 
 namespace headrace {
-
-// Zeroed memory that takes no room until it is touched, in huge pages where the system has them.
-class Pages {
- public:
-  Pages() = default;
-  explicit Pages(size_t bytes);  // throws std::bad_alloc
-  ~Pages();
-  Pages(Pages&& other) noexcept;
-  Pages& operator=(Pages&& other) noexcept;
-
-  uint8_t* data() const { return data_; }
-  size_t size() const { return size_; }
-
- private:
-  uint8_t* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 struct Limits {
   int32_t max_tokens;   // rows of a step
@@ -57,6 +43,20 @@ struct KvCache {
 class Runtime {
  public:
   Runtime(int num_threads, Isa isa, Activation activation, const Limits& limits, const KvCache& cache);
+
+  // Held for the length of a step: threads, arena and scratch serve one at a time.
+  class Claim {
+   public:
+    explicit Claim(Runtime& runtime) : busy_(runtime.busy_) {
+      if (busy_.exchange(true, std::memory_order_acquire)) throw std::invalid_argument("another step is running");
+    }
+    ~Claim() { busy_.store(false, std::memory_order_release); }
+    Claim(const Claim&) = delete;
+    Claim& operator=(const Claim&) = delete;
+
+   private:
+    std::atomic<bool>& busy_;
+  };
 
   // Each returns the number by which ops name the thing. `data` must stay valid: for linears until `pack` returns.
   int add_linear(Format format, const uint8_t* data, int64_t out_features, int64_t in_features, int64_t row_bytes);
@@ -97,12 +97,14 @@ class Runtime {
 
   std::vector<std::unique_ptr<Linear>> linears_;
   std::vector<Pending> pending_;
+  std::vector<Pages> packed_;  // one for each call of `pack`
   std::vector<Table> tables_;
   std::vector<std::vector<float>> vectors_;
   std::vector<Rotation> rotations_;
   std::vector<Pages> kv_pages_;
   std::vector<KvLayer> kv_layers_;
   Pages arena_;
+  std::atomic<bool> busy_{false};
 };
 
 }  // namespace headrace

@@ -82,10 +82,9 @@ bool Sampler::process(const float* logits, const SampleSpec& spec) {
 int32_t Sampler::highest() const { return static_cast<int32_t>(std::max_element(x_.begin(), x_.end()) - x_.begin()); }
 
 int32_t Sampler::draw(const SampleSpec& spec, double peak) {
-  if (spec.temperature != 1.0) {
-    for (double& x : x_) x /= spec.temperature;
-  }
-  const double total = kernels_.exp_weights(x_.data(), vocab_size_, peak / spec.temperature, weights_.data());
+  // The peak goes first: a tiny temperature may then send all but the largest to -infinity, never the largest to NaN.
+  for (double& x : x_) x = (x - peak) / spec.temperature;
+  const double total = kernels_.exp_weights(x_.data(), vocab_size_, weights_.data());
   // Most draws end among the few likely tokens: look there first, and everywhere only if that does not settle it.
   constexpr double kLikely = 0x1p-12;
   const int32_t token = draw_from(spec, kLikely, total);

@@ -14,31 +14,52 @@ void expect(bool condition, const char* what, int64_t index, int64_t value) {
 
 int32_t num_splits(int32_t keys) { return (keys + kSplitKeys - 1) / kSplitKeys; }
 
-void check_sequence(const Step& step, int32_t s, const Limits& limits, const KvCache& cache) {
+}  // namespace
+
+StepChecker::StepChecker(const Limits& limits, const KvCache& cache)
+    : limits_(limits), cache_(cache), written_(cache.num_blocks) {}
+
+void StepChecker::check_sequence(const Step& step, int32_t s) const {
   const int32_t begin = step.seq_starts[s], end = step.seq_starts[s + 1], length = step.context_lens[s];
   expect(begin < end && end <= step.num_tokens, "seq_starts", s + 1, end);
-  expect(length >= end - begin && length <= limits.max_positions, "context_lens", s, length);
+  expect(length >= end - begin && length <= limits_.max_positions, "context_lens", s, length);
   for (int32_t row = begin; row < end; ++row) {
     expect(step.positions[row] == length - (end - row), "positions", row, step.positions[row]);
-    expect(step.token_ids[row] >= 0 && step.token_ids[row] < limits.vocab_size, "token_ids", row, step.token_ids[row]);
+    expect(step.token_ids[row] >= 0 && step.token_ids[row] < limits_.vocab_size, "token_ids", row, step.token_ids[row]);
   }
-  const int32_t blocks = (length + cache.block_size - 1) / cache.block_size;
+  const int32_t blocks = (length + cache_.block_size - 1) / cache_.block_size;
   expect(blocks <= step.table_width, "context_lens (beyond its block table)", s, length);
   const int32_t* table = step.block_tables + int64_t{s} * step.table_width;
   for (int32_t i = 0; i < blocks; ++i)
-    expect(table[i] >= 0 && table[i] < cache.num_blocks, "block_tables", s, table[i]);
+    expect(table[i] >= 0 && table[i] < cache_.num_blocks, "block_tables", s, table[i]);
 }
 
-}  // namespace
+void StepChecker::check_written_blocks(const Step& step) {
+  ++steps_;
+  const auto visit = [&](bool write) {
+    for (int32_t s = 0; s < step.num_seqs; ++s) {
+      const int32_t length = step.context_lens[s], rows = step.seq_starts[s + 1] - step.seq_starts[s];
+      const int32_t kept = (length - rows) / cache_.block_size, last = (length - 1) / cache_.block_size;
+      const int32_t* table = step.block_tables + int64_t{s} * step.table_width;
+      for (int32_t i = write ? kept : 0; i < (write ? last + 1 : kept); ++i) {
+        expect(written_[table[i]] != steps_, "block_tables (a block written elsewhere in this step)", s, table[i]);
+        if (write) written_[table[i]] = steps_;
+      }
+    }
+  };
+  visit(true);
+  visit(false);
+}
 
-void check_step(const Step& step, const Limits& limits, const KvCache& cache) {
-  expect(step.num_tokens > 0 && step.num_tokens <= limits.max_tokens, "token_ids (length)", 0, step.num_tokens);
-  expect(step.num_seqs > 0 && step.num_seqs <= limits.max_sampled, "context_lens (length)", 0, step.num_seqs);
-  expect(step.num_sampled <= limits.max_sampled, "sample_rows (length)", 0, step.num_sampled);
+void StepChecker::check(const Step& step) {
+  expect(step.num_tokens > 0 && step.num_tokens <= limits_.max_tokens, "token_ids (length)", 0, step.num_tokens);
+  expect(step.num_seqs > 0 && step.num_seqs <= limits_.max_sampled, "context_lens (length)", 0, step.num_seqs);
+  expect(step.num_sampled <= limits_.max_sampled, "sample_rows (length)", 0, step.num_sampled);
   expect(step.seq_starts[0] == 0, "seq_starts", 0, step.seq_starts[0]);
   expect(step.seq_starts[step.num_seqs] == step.num_tokens, "seq_starts", step.num_seqs,
          step.seq_starts[step.num_seqs]);
-  for (int32_t s = 0; s < step.num_seqs; ++s) check_sequence(step, s, limits, cache);
+  for (int32_t s = 0; s < step.num_seqs; ++s) check_sequence(step, s);
+  check_written_blocks(step);
   for (int32_t r = 0, last = -1; r < step.num_sampled; last = step.sample_rows[r++]) {
     expect(step.sample_rows[r] > last && step.sample_rows[r] < step.num_tokens, "sample_rows", r, step.sample_rows[r]);
   }

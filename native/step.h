@@ -20,8 +20,23 @@ struct Step {
   int32_t table_width;
 };
 
-// Throws std::invalid_argument, naming the entry, for anything that would read or write outside its place.
-void check_step(const Step& step, const Limits& limits, const KvCache& cache);
+class StepChecker {
+ public:
+  StepChecker(const Limits& limits, const KvCache& cache);
+
+  // Throws std::invalid_argument, naming the entry, for anything that would read or write outside its place, and for a
+  // block that the step writes and that stands in its tables more than once: what is read from it would be chance.
+  void check(const Step& step);
+
+ private:
+  void check_sequence(const Step& step, int32_t s) const;
+  void check_written_blocks(const Step& step);
+
+  const Limits limits_;
+  const KvCache cache_;
+  int64_t steps_ = 0;
+  std::vector<int64_t> written_;  // [num_blocks], the last step that writes each
+};
 
 // Consecutive rows of one sequence whose attention one worker computes, per KV head.
 struct RowChunk {

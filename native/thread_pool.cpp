@@ -1,7 +1,12 @@
 #include "thread_pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 
 #ifdef __linux__
 #include <pthread.h>
@@ -90,8 +95,14 @@ void Barrier::wait() {
   }
 }
 
-ThreadPool::ThreadPool(int num_threads) : size_(std::max(1, num_threads)), barrier_(size_) {
-  for (int worker = 1; worker < size_; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+ThreadPool::ThreadPool(int num_threads) : size_(std::max(1, num_threads)), process_(getpid()), barrier_(size_) {
+  threads_.reserve(size_ - 1);
+  try {
+    for (int worker = 1; worker < size_; ++worker) threads_.emplace_back([this, worker] { work(worker); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw std::invalid_argument("the system starts no " + std::to_string(size_) + " threads: " + error.what());
+  }
 #ifdef __linux__
   // One thread per allowed core: keep each on its own. The caller's thread is not ours to move.
   const auto cpus = allowed_cpus();
@@ -107,6 +118,15 @@ ThreadPool::ThreadPool(int num_threads) : size_(std::max(1, num_threads)), barri
 }
 
 ThreadPool::~ThreadPool() {
+  // A forked child has the team's memory without its threads: there is nothing to stop, and joining would never end.
+  if (getpid() == process_) {
+    stop();
+  } else {
+    for (auto& thread : threads_) thread.detach();
+  }
+}
+
+void ThreadPool::stop() {
   stopping_.store(true, std::memory_order_relaxed);
   started_.fetch_add(1, std::memory_order_release);
   started_.notify_all();
@@ -114,6 +134,9 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::run(Job job, void* context) {
+  if (size_ > 1 && getpid() != process_) {
+    throw std::invalid_argument("this process was forked, and the executor's threads stayed with its parent");
+  }
   job_ = job;
   context_ = context;
   started_.fetch_add(1, std::memory_order_release);

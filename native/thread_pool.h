@@ -1,6 +1,8 @@
 // A fixed team of threads that walks one job together, with barriers between its parts.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -30,6 +32,7 @@ class ThreadPool {
  public:
   using Job = void (*)(void* context, int worker);
 
+  // Throws std::invalid_argument if the system does not start that many.
   explicit ThreadPool(int num_threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -38,7 +41,7 @@ class ThreadPool {
   int size() const { return size_; }
 
   // Run `job(context, worker)` on every worker; returns when all have. Allocates nothing. Jobs must not throw. One
-  // caller at a time.
+  // caller at a time. Throws std::invalid_argument, before anything ran, in a process forked since.
   void run(Job job, void* context);
 
   // Inside a job: wait for the other workers.
@@ -49,8 +52,10 @@ class ThreadPool {
 
  private:
   void work(int worker);
+  void stop();
 
   const int size_;
+  const pid_t process_;
   Barrier barrier_;
   Job job_ = nullptr;
   void* context_ = nullptr;

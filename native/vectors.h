@@ -20,6 +20,7 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef double f64x8 __attribute__((vector_size(64)));
 typedef int64_t i64x8 __attribute__((vector_size(64)));
+typedef uint64_t u64x8 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x4 __attribute__((vector_size(16)));
 
@@ -41,8 +42,8 @@ HEADRACE_INLINE f32x16 load(const uint16_t* p) {
   return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_as<__m256i>(p)), 16);
 #elif defined(__AVX2__)
   const __m256i low = _mm256_cvtepu16_epi32(load_as<__m128i>(p)), high = _mm256_cvtepu16_epi32(load_as<__m128i>(p + 8));
-  return __builtin_shufflevector((f32x8)_mm256_slli_epi32(low, 16), (f32x8)_mm256_slli_epi32(high, 16), 0, 1, 2, 3, 4, 5,
-                                 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return __builtin_shufflevector((f32x8)_mm256_slli_epi32(low, 16), (f32x8)_mm256_slli_epi32(high, 16), 0, 1, 2, 3, 4,
+                                 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 #else
   return (f32x16)(__builtin_convertvector(load_as<u16x16>(p), u32x16) << 16);
 #endif
