@@ -113,7 +113,7 @@ float soften(f32x16* scores, int begin, int end, float* maximum, float* weight, 
   f32x16 highest = broadcast(kNegativeInfinity);
   for (int g = 0; g < kTileVectors; ++g) {
     const i32x16 ids = kLaneIds + g * static_cast<int>(kLanes);
-    scores[g] = (ids >= begin) & (ids < end) ? scores[g] : broadcast(kNegativeInfinity);
+    scores[g] = ((ids >= begin) & (ids < end)) ? scores[g] : broadcast(kNegativeInfinity);
     highest = max(highest, scores[g]);
   }
   const float before = *maximum, now = max(highest), peak = now > before ? now : before;

@@ -4,7 +4,7 @@
 
 #include <stdexcept>
 
-#if defined(__x86_64__)
+#ifdef HEADRACE_X86
 #include <cpuid.h>
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -14,7 +14,7 @@
 
 namespace headrace {
 
-#if defined(__x86_64__)
+#ifdef HEADRACE_X86
 namespace {
 
 bool has_avx2() {

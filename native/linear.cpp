@@ -51,7 +51,7 @@ void interleave(const uint8_t* row, int64_t features, int64_t lane, uint8_t* pan
 }
 
 F32Kernel f32_kernel(Isa isa) {
-#if defined(__x86_64__)
+#ifdef HEADRACE_X86
   if (isa >= Isa::avx512) return linear_f32_avx512;
   if (isa == Isa::avx2) return linear_f32_avx2;
 #endif
@@ -164,7 +164,7 @@ class F32Linear final : public Linear {
 }  // namespace
 
 size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
-#if defined(__x86_64__)
+#ifdef HEADRACE_X86
   if (form.isa == Isa::amx) return amx_prepared_bytes(form, rows, features);
 #endif
   return rows * features * sizeof(float);
@@ -173,7 +173,7 @@ size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
 void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
              int64_t row_begin, int64_t row_end) {
   assert(row_begin % kRowTile == 0);
-#if defined(__x86_64__)
+#ifdef HEADRACE_X86
   if (form.isa == Isa::amx) {
     amx_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);
     return;
@@ -203,7 +203,7 @@ std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t
   if (!isa_available(isa)) {
     throw std::invalid_argument(std::string("instruction set ") + isa_name(isa) + " is not available here");
   }
-#if defined(__x86_64__)
+#ifdef HEADRACE_X86
   // AMX multiplies bf16: exact for bf16 and quantized weights, a rounding for f32 and f16, which stay in f32.
   if (isa == Isa::amx && format != Format::f32 && format != Format::f16) {
     return make_amx_linear(format, out_features, in_features, activation);

@@ -16,11 +16,12 @@
 namespace headrace {
 namespace {
 
-// About 20 microseconds of pauses: longer than any wait between two well-split ops, shorter than a time slice.
+// Tens of microseconds of pauses: longer than any wait between two well-split ops, shorter than a time slice.
 constexpr int kSpins = 1000;
 // Between steps the scheduler and the sampler's caller run for some 100 microseconds: worth waiting for awake.
 constexpr int kIdleSpins = 10000;
 constexpr int kYields = 50;
+constexpr int kMostThreads = 1024;
 
 void pause() {
 #if defined(__x86_64__)
@@ -30,13 +31,14 @@ void pause() {
 #endif
 }
 
-// Until `value` differs from `old`: spin, then yield, then sleep.
+// Until `value` differs from `old`: spin, then yield, then sleep. With no spins, sleep at once: what is waited for
+// needs the core.
 void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old, int spins) {
   for (int i = 0; i < spins; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
     pause();
   }
-  for (int i = 0; i < kYields; ++i) {
+  for (int i = 0; i < kYields && spins > 0; ++i) {
     if (value.load(std::memory_order_acquire) != old) return;
     std::this_thread::yield();
   }
@@ -91,11 +93,18 @@ void Barrier::wait() {
     generation_.store(generation + 1, std::memory_order_release);
     generation_.notify_all();
   } else {
-    wait_for_change(generation_, generation, kSpins);
+    wait_for_change(generation_, generation, spins_);
   }
 }
 
-ThreadPool::ThreadPool(int num_threads) : size_(std::max(1, num_threads)), process_(getpid()), barrier_(size_) {
+ThreadPool::ThreadPool(int num_threads)
+    : size_(std::max(1, num_threads)),
+      process_(getpid()),
+      crowded_(size_ > available_cores()),
+      barrier_(size_, crowded_ ? 0 : kSpins) {
+  if (size_ > kMostThreads) {
+    throw std::invalid_argument(std::to_string(size_) + " threads, of at most " + std::to_string(kMostThreads));
+  }
   threads_.reserve(size_ - 1);
   try {
     for (int worker = 1; worker < size_; ++worker) threads_.emplace_back([this, worker] { work(worker); });
@@ -104,7 +113,8 @@ ThreadPool::ThreadPool(int num_threads) : size_(std::max(1, num_threads)), proce
     throw std::invalid_argument("the system starts no " + std::to_string(size_) + " threads: " + error.what());
   }
 #ifdef __linux__
-  // One thread per allowed core: keep each on its own. The caller's thread is not ours to move.
+  // One thread per allowed core: keep each on its own. It matters where two processes share the cores: left to roam,
+  // both together did a tenth less. The caller's thread is not ours to move.
   const auto cpus = allowed_cpus();
   if (static_cast<int>(cpus.size()) == size_ && available_cores() == size_) {
     for (int worker = 1; worker < size_; ++worker) {
@@ -147,7 +157,7 @@ void ThreadPool::run(Job job, void* context) {
 
 void ThreadPool::work(int worker) {
   for (uint32_t seen = 0;; ++seen) {
-    wait_for_change(started_, seen, kIdleSpins);
+    wait_for_change(started_, seen, crowded_ ? 0 : kIdleSpins);
     if (stopping_.load(std::memory_order_relaxed)) return;
     job_(context_, worker);
     barrier_.wait();

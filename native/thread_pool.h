@@ -18,11 +18,11 @@ int available_cores();
 // that a machine with more runnable threads than cores stays usable.
 class Barrier {
  public:
-  explicit Barrier(int size) : size_(size) {}
+  Barrier(int size, int spins) : size_(size), spins_(spins) {}
   void wait();
 
  private:
-  const int size_;
+  const int size_, spins_;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
 };
@@ -56,6 +56,7 @@ class ThreadPool {
 
   const int size_;
   const pid_t process_;
+  const bool crowded_;  // more threads than cores
   Barrier barrier_;
   Job job_ = nullptr;
   void* context_ = nullptr;

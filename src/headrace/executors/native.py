@@ -1,5 +1,6 @@
 """The CPU executor: a graph compiled once into a native plan over packed weights and a paged KV cache."""
 
+import mmap
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from headrace import _native
 from headrace.base.errors import CapacityError, ExecutorError
 from headrace.engine.step import Int32, Step, StepResult
-from headrace.executors.kv_layout import KV_FORMATS
+from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block
 from headrace.executors.native_plan import CompiledPlan, compile_plan
 from headrace.executors.native_sampling import EncodedRows, encode
 from headrace.executors.native_weights import PackedWeights
@@ -71,8 +72,7 @@ class NativeExecutor:
                 block_size=block_size,
                 kv_format=kv_format,
             )
-            for layer in graph.kv_layers:
-                self._runtime.add_kv_layer(layer.num_kv_heads, layer.head_dim)
+            self._add_kv_layers(kv_format)
             self._weights = PackedWeights(graph, weights, self._runtime)
             self._plans: dict[tuple[str, ...], CompiledPlan] = {}
             self._timed = False
@@ -81,7 +81,7 @@ class NativeExecutor:
             raise ExecutorError(f"The native executor cannot run this: {error}.") from error
         except MemoryError as error:
             raise CapacityError(
-                "The system refused the memory for the weights, the activations or the KV cache.",
+                "The system refused the memory for the weights or the activations.",
                 "Use fewer KV blocks, fewer batched tokens, or a smaller model.",
             ) from error
 
@@ -109,10 +109,10 @@ class NativeExecutor:
         """Run one step. Raises ExecutorError, before anything is computed, for a step that does not fit the pool or the
         limits, and after it for a sampled row that has no token to choose."""
         self._open()
-        compiled = self._plan(step.taps)
-        rows = encode(step.sampling)
-        result, status = _empty_result(rows), np.zeros(rows.num_rows, dtype=np.int32)
         try:
+            compiled = self._plan(step.taps)
+            rows = encode(step.sampling)
+            result, status = _empty_result(rows), np.zeros(rows.num_rows, dtype=np.int32)
             compiled.plan.replay(
                 *_arrays(step),
                 *rows.arrays(),
@@ -123,7 +123,7 @@ class NativeExecutor:
                 status,
                 self._timed,
             )
-        except (ValueError, TypeError, MemoryError) as error:
+        except (ValueError, TypeError, OverflowError, MemoryError) as error:
             raise ExecutorError(f"The step cannot be run: {error}.") from error
         if status.any():
             raise _sampling_error(status)
@@ -158,6 +158,19 @@ class NativeExecutor:
             del self._weights
             self._runtime = None
 
+    def _add_kv_layers(self, kv_format: str) -> None:
+        runtime, layers = self._open(), self._graph.kv_layers
+        try:
+            for layer in layers:
+                runtime.add_kv_layer(layer.num_kv_heads, layer.head_dim)
+        except MemoryError as error:
+            self._runtime = None  # with the layers that there was room for
+            block_bytes = kv_bytes_per_block(layers, self._block_size, kv_format)
+            raise CapacityError(
+                f"The system refused the memory for {self._num_blocks} KV blocks of {self._block_size} tokens.",
+                f"At most {_num_granted(block_bytes, self._num_blocks)} fit.",
+            ) from error
+
     def _open(self) -> _native.Runtime:
         assert self._runtime is not None, "the executor is closed"
         return self._runtime
@@ -172,15 +185,35 @@ class NativeExecutor:
         return self._plans[taps]
 
 
+def _num_granted(block_bytes: int, num_blocks: int) -> int:
+    """How many of `num_blocks` blocks the system would grant."""
+    fit, refused = 0, num_blocks
+    while refused - fit > 1:
+        middle = (fit + refused) // 2
+        try:
+            mmap.mmap(-1, middle * block_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+            fit = middle
+        except (OSError, OverflowError):
+            refused = middle
+    return fit
+
+
 def _arrays(step: Step) -> tuple[Int32, Int32, Int32, Int32, Int32, Int32]:
     return (
-        np.ascontiguousarray(step.token_ids, dtype=np.int32),
-        np.ascontiguousarray(step.positions, dtype=np.int32),
-        np.ascontiguousarray(step.seq_starts, dtype=np.int32),
-        np.ascontiguousarray(step.context_lens, dtype=np.int32),
-        np.ascontiguousarray(step.block_tables, dtype=np.int32),
-        np.ascontiguousarray(step.sample_rows, dtype=np.int32),
+        _int32("token_ids", step.token_ids),
+        _int32("positions", step.positions),
+        _int32("seq_starts", step.seq_starts),
+        _int32("context_lens", step.context_lens),
+        _int32("block_tables", step.block_tables, ndim=2),
+        _int32("sample_rows", step.sample_rows),
     )
+
+
+def _int32(name: str, array: Int32, ndim: int = 1) -> Int32:
+    # A silent cast would make other numbers of numbers that do not fit.
+    if array.dtype != np.int32 or array.ndim != ndim:
+        raise TypeError(f"{name} is {array.dtype} of {array.ndim} dimensions, not int32 of {ndim}")
+    return np.ascontiguousarray(array)
 
 
 def _empty_result(rows: EncodedRows) -> StepResult:

@@ -20,7 +20,6 @@ class PackedWeights:
         self._tables: dict[str, int] = {}
         self._vectors: dict[str, int] = {}
         self._rotations: dict[RopeTable, int] = {}
-        self._borrowed: list[RawTensor] = []  # tables are read where they lie
         for node in graph.nodes:
             parts = node.integer("parts") if node.op == "linear" else 0
             for i, name in enumerate(node.params):
@@ -69,7 +68,6 @@ class PackedWeights:
     def _add_table(self, name: str, tensor: RawTensor) -> None:
         if name not in self._tables:
             self._tables[name] = self._runtime.add_table(tensor.format.name, tensor.data, tensor.shape[1])
-            self._borrowed.append(tensor)
 
     def _add_vector(self, name: str, tensor: RawTensor) -> None:
         if name not in self._vectors:

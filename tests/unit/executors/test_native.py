@@ -1,12 +1,16 @@
 """The native executor's edges: what it refuses, what it reports, how it ends."""
 
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from headrace._native import available_isas
-from headrace.base.errors import ExecutorError
+from headrace.base.errors import CapacityError, ExecutorError
 from headrace.engine.sampling import SamplingParams
 from headrace.engine.step import SampleRow, Step
 from headrace.executors.native import NativeExecutor
@@ -57,6 +61,12 @@ BAD = {
     "context beyond the window": {"context_lens": int32(4, 25), "positions": int32(0, 1, 2, 3, 24)},
     "missing block": {"block_tables": np.array([[-1, 1], [2, -1]], dtype=np.int32)},
     "block beyond the pool": {"block_tables": np.array([[5, -1], [8, -1]], dtype=np.int32)},
+    "block written by two sequences": {"block_tables": np.array([[5, -1], [5, -1]], dtype=np.int32)},
+    "block written by one sequence and read by another": {
+        "context_lens": int32(4, 5),
+        "positions": int32(0, 1, 2, 3, 4),
+        "block_tables": np.array([[5, -1], [5, 2]], dtype=np.int32),
+    },
     "sampled row beyond the rows": {"sample_rows": int32(3, 5)},
     "sampled rows out of order": {"sample_rows": int32(4, 3)},
     "too many tokens": {
@@ -155,3 +165,110 @@ def test_close_can_be_called_twice() -> None:
     executor = make()
     executor.close()
     executor.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"token_ids": GOOD.token_ids.astype(np.int64)},
+        {"positions": GOOD.positions.astype(np.float32)},
+        {"token_ids": GOOD.token_ids[None]},
+        {"block_tables": GOOD.block_tables[0]},
+        {"block_tables": GOOD.block_tables[:, :0]},
+        {"sampling": (replace(GOOD.sampling[0], output_ids=(2**40,)),) * 2},
+        {"sampling": (replace(GOOD.sampling[0], index=2**70),) * 2},
+    ],
+)
+def test_refuses_arrays_that_are_not_what_they_should_be(executor, change) -> None:
+    expected = executor.execute(GOOD).token_ids
+    with pytest.raises(ExecutorError):
+        executor.execute(replace(GOOD, **change))
+    np.testing.assert_array_equal(executor.execute(GOOD).token_ids, expected)
+
+
+def test_takes_arrays_that_are_not_contiguous(executor) -> None:
+    expected = executor.execute(GOOD).token_ids
+    spread = np.repeat(GOOD.token_ids, 3)[::3]
+    got = executor.execute(replace(GOOD, token_ids=spread, block_tables=np.asfortranarray(GOOD.block_tables)))
+    np.testing.assert_array_equal(got.token_ids, expected)
+
+
+def test_weights_that_are_not_numbers_are_an_error() -> None:
+    graph = tiny_llama()
+    weights = dict(random_weights(graph))
+    weights["embed.weight"] = RawTensor.from_f32(np.full(graph.params["embed.weight"].shape, np.nan, np.float32))
+    executor = make(graph=graph, weights=weights)
+    for _ in range(2):
+        with pytest.raises(ExecutorError, match="not finite"):
+            executor.execute(GOOD)
+
+
+@pytest.mark.parametrize("limit", ["num_blocks", "block_size", "max_batched_tokens", "max_num_seqs", "max_model_len"])
+def test_refuses_limits_that_are_not_counts(limit) -> None:
+    with pytest.raises(ExecutorError, match=rf"{limit} is 0"):
+        make(**{limit: 0})
+
+
+def test_refuses_a_cache_that_no_machine_has_and_says_what_fits() -> None:
+    with pytest.raises(CapacityError, match=r"At most [1-9]\d* fit"):
+        make(num_blocks=2**31 - 1, block_size=2**14)
+
+
+def test_refuses_more_threads_than_any_machine_serves() -> None:
+    with pytest.raises(ExecutorError, match="100000000 threads, of at most"):
+        make(num_threads=100_000_000)
+
+
+def test_ends_without_close_and_leaves_no_thread() -> None:
+    def num_threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    before = num_threads()
+    for _ in range(3):
+        executor = make(num_threads=4)
+        executor.execute(GOOD)
+        assert num_threads() == before + 3
+        del executor
+        assert num_threads() == before
+
+
+def test_says_so_in_a_forked_process_and_lets_it_end() -> None:
+    """Threads do not survive a fork: using them would wait for ever, and so would stopping them."""
+    executor = make(num_threads=2)
+    executor.execute(GOOD)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            executor.execute(GOOD)
+        except ExecutorError as error:
+            code = 0 if "forked" in str(error) else 2
+        del executor
+        os._exit(code)
+    deadline = time.monotonic() + 10
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if ended == (0, 0):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert ended == (child, 0)
+    executor.execute(GOOD)
+
+
+def test_runs_one_step_at_a_time() -> None:
+    """Two callers at once: each gets its own result or is refused; neither gets the other's."""
+    executor = make()
+    expected = executor.execute(GOOD).token_ids
+    refused = []
+
+    def call() -> None:
+        for _ in range(200):
+            try:
+                np.testing.assert_array_equal(executor.execute(GOOD).token_ids, expected)
+            except ExecutorError as error:
+                refused.append(str(error))
+
+    with ThreadPoolExecutor(2) as callers:
+        for done in [callers.submit(call) for _ in range(2)]:
+            done.result()
+    assert all("another step" in text for text in refused)

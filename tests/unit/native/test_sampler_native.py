@@ -119,3 +119,26 @@ def test_refuses_tokens_outside_the_vocabulary(executor, field, token) -> None:
     row = SampleRow(SamplingParams(repetition_penalty=2.0), 0, 0, **{field: (token,)})
     with pytest.raises(ExecutorError, match=str(token)):
         executor.execute(step_of([row]))
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-320, 1e-12, 100.0])
+@pytest.mark.parametrize("more", [{}, {"top_k": 2**31 - 1}, {"top_p": 1e-9}, {"min_p": 1.0}])
+def test_extremes_equal_the_reference(executor, temperature, more) -> None:
+    """Row 3 holds ties at its top, which even the smallest temperature leaves to chance."""
+    bias = {0: -100.0, 7: 100.0, 8: 100.0}
+    rows = [
+        SampleRow(SamplingParams(temperature=temperature, logit_bias=b, repetition_penalty=r, **more), 5, i, ids, ids)
+        for i, (b, r, ids) in enumerate([({}, 1.0, ()), (bias, 1e-3, (7, 9)), ({}, 100.0, (1, 2)), (bias, 1.0, ())])
+    ]
+    np.testing.assert_array_equal(executor.execute(step_of(rows)).token_ids, sample(LOGITS[:4], rows).token_ids)
+
+
+def test_the_peak_is_subtracted_before_the_division() -> None:
+    """The other order rounds 1 / 0.3 - 0.9999999 / 0.3 another way, and -1e38 / 1e-320 is no number."""
+    logits = np.full((40, 40), -1e38, np.float32)
+    logits[:, 11] = logits[:, 30] = 1e38
+    rows = [SampleRow(SamplingParams(temperature=1e-320), 3, i) for i in range(12)]
+    executor = executor_of(logits)
+    got = executor.execute(step_of(rows)).token_ids
+    assert set(got.tolist()) == {11, 30}
+    np.testing.assert_array_equal(got, sample(logits[:12], rows).token_ids)
