@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -31,3 +32,11 @@ def steps(monkeypatch):
     steps = Steps()
     monkeypatch.setattr("headrace.llm.served_model.load_model", lambda name, config: counting_model(steps))
     return steps
+
+
+@pytest.fixture
+def interruptible():
+    """Python's own Ctrl-C, also where the tests run in the background: there a shell has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

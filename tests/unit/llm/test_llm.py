@@ -149,6 +149,7 @@ def test_threads_share_the_engine(llm):
     assert_idle(llm)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_comes_between_steps_and_loses_nothing(llm, monkeypatch):
     step = llm._runtime.engine.step
 
@@ -171,6 +172,7 @@ def test_ctrl_c_comes_between_steps_and_loses_nothing(llm, monkeypatch):
     assert_idle(llm)
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_in_a_batch_cancels_all_of_it(llm, steps):
     steps.action = lambda step: signal.raise_signal(signal.SIGINT) if steps.count == 3 else None
     with pytest.raises(KeyboardInterrupt):
