@@ -1,5 +1,6 @@
 """The embedded model's greedy tokens on fifty prompts, against transformers on the same dequantized weights in f32."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,43 +72,50 @@ def teacher_forced(stepper: Stepper, answers: list[Answer]) -> np.ndarray:
     return np.concatenate(found)
 
 
-def agreement(found: np.ndarray, answers: list[Answer], what: str) -> np.ndarray:
-    """Print in how many places the tokens are the oracle's; where they are."""
+Report = Callable[[str], None]
+
+
+def agreement(found: np.ndarray, answers: list[Answer], what: str, report: Report) -> np.ndarray:
+    """Where the tokens are the oracle's; in how many places goes to the summary."""
     equal = found == np.stack([answer.token_ids for answer in answers])
-    print(f"\n{what}: {equal.sum()} of {equal.size} tokens equal ({equal.mean():.2%})")
+    report(f"greedy tokens equal to transformers', {what}: {equal.sum()} of {equal.size} ({equal.mean():.2%})")
     return equal
 
 
 @pytest.mark.parametrize(("kind", "num_prompts"), [("native", len(PROMPTS)), ("torch", 16)])
-def test_every_greedy_token_is_the_oracle_s(answers: list[Answer], kind: str, num_prompts: int) -> None:
+def test_every_greedy_token_is_the_oracle_s(
+    answers: list[Answer], kind: str, num_prompts: int, report_figure: Report
+) -> None:
     """Prefill of prompt and answer: the argmax at every position, unless the oracle itself is near a tie there."""
     answers = answers[:: len(answers) // num_prompts][:num_prompts]
     with executor_of(kind, resolve_model(), num_blocks=NUM_BLOCKS, max_rows=TOKENS_PER_STEP) as executor:
         found = teacher_forced(Stepper(executor), answers)
-    equal = agreement(found, answers, f"{kind}, teacher-forced")
+    equal = agreement(found, answers, f"{kind}, teacher-forced", report_figure)
     near_tie = np.stack([answer.gaps for answer in answers]) <= NEAR_TIE
     assert near_tie.mean() < 0.01, "so many near-ties would leave nothing to compare"
     assert (equal | near_tie).all(), f"(answer, position): {np.argwhere(~(equal | near_tie)).tolist()}"
 
 
 @pytest.mark.parametrize(("kind", "num_prompts"), [("native", len(PROMPTS)), ("torch", 8)])
-def test_free_running_answers_are_the_oracle_s(answers: list[Answer], kind: str, num_prompts: int) -> None:
+def test_free_running_answers_are_the_oracle_s(
+    answers: list[Answer], kind: str, num_prompts: int, report_figure: Report
+) -> None:
     """Prefill and batched decode: equal answers, each up to the oracle's first near-tie."""
     answers = answers[:: len(answers) // num_prompts][:num_prompts]
     with executor_of(kind, resolve_model(), num_blocks=NUM_BLOCKS, max_rows=TOKENS_PER_STEP) as executor:
         prompts = {str(i): answer.prompt_ids for i, answer in enumerate(answers)}
         found = np.array(list(Stepper(executor).greedy(prompts, NUM_TOKENS).values()))
-    equal = agreement(found, answers, f"{kind}, free-running")
+    equal = agreement(found, answers, f"{kind}, free-running", report_figure)
     for i, answer in enumerate(answers):
         ties = np.flatnonzero(answer.gaps <= NEAR_TIE)
         comparable = ties[0] if len(ties) else NUM_TOKENS
         assert equal[i, :comparable].all(), f"answer {i} differs before its first near-tie, at {comparable}"
 
 
-def test_default_precision_agrees_nearly_everywhere(answers: list[Answer]) -> None:
+def test_default_precision_agrees_nearly_everywhere(answers: list[Answer], report_figure: Report) -> None:
     """Keys and values in bf16, as served by default: rounding decides only where the model hardly prefers a token."""
     with executor_of(
         "native", resolve_model(), num_blocks=NUM_BLOCKS, max_rows=TOKENS_PER_STEP, kv_format="bf16"
     ) as executor:
         found = teacher_forced(Stepper(executor), answers)
-    assert agreement(found, answers, "native with bf16 KV, teacher-forced").mean() >= 0.97
+    assert agreement(found, answers, "native with bf16 KV, teacher-forced", report_figure).mean() >= 0.97

@@ -255,7 +255,7 @@ class EngineMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.timeout(180)
-def test_engine_machine():
+def test_engine_machine(report_figure):
     """Rounds of fixed seeds until there are steps enough: how long an example gets is hypothesis's own choice."""
     EngineMachine.seen.clear()
     limits = settings(
@@ -269,7 +269,7 @@ def test_engine_machine():
         run_state_machine_as_test(seed(round_seed)(EngineMachine), settings=limits)
         if EngineMachine.seen["steps"] >= MIN_STEPS:
             break
-    print(f"{round_seed + 1} rounds:", dict(EngineMachine.seen))
+    report_figure(f"engine state machine, {round_seed + 1} rounds: {dict(EngineMachine.seen)}")
     assert EngineMachine.seen["steps"] >= MIN_STEPS
     rare = ("finished", "failed", "cancelled", "stop strings", "preempted", "cached tokens", "rejected")
     assert all(EngineMachine.seen[what] >= 20 for what in rare), EngineMachine.seen
