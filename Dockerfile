@@ -11,7 +11,9 @@ RUN python -m venv /opt/headrace \
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/headrace /opt/headrace
-RUN useradd --create-home --uid 1000 headrace
+# The hub's cache, where compose.yaml mounts a volume: it takes its owner from what is here.
+RUN useradd --create-home --uid 1000 headrace \
+ && install --directory --owner headrace --group headrace /home/headrace/.cache
 USER 1000
 ENV PATH=/opt/headrace/bin:$PATH
 EXPOSE 8000

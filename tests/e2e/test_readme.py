@@ -27,10 +27,16 @@ def code(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
+def curl_body(text: str) -> dict[str, object]:
+    (body,) = re.findall(r"-d '(.*?)'", text, flags=re.DOTALL)
+    return json.loads(body)
+
+
 def test_both_languages_show_the_same_commands_and_code():
     chinese = (ROOT / "README.zh.md").read_text()
     assert commands(chinese) == commands(README)
     assert code(chinese, "python") == code(README, "python")
+    assert curl_body(chinese) == curl_body(README)
     assert set(re.findall(r"`make (\w+)`|^    make (\w+)$", README, flags=re.MULTILINE)) == set(
         re.findall(r"`make (\w+)`|^    make (\w+)$", chinese, flags=re.MULTILINE)
     )
@@ -68,14 +74,12 @@ def test_serve_and_curl():
         ready = next(out for out in server.stdout if out.startswith("ready: "))
         base = re.search(r"http://[\d.:]+", ready)
         assert base
-        body = re.search(r"-d '(.*?)'", README, flags=re.DOTALL)
-        assert body
-        asked = json.loads(body[1]) | {
+        asked = curl_body(README) | {
             "model": json.load(urllib.request.urlopen(f"{base[0]}/v1/models"))["data"][0]["id"]
         }
         request = urllib.request.Request(
             f"{base[0]}/v1/chat/completions",
-            json.dumps(asked | {"temperature": 0}).encode(),
+            json.dumps(asked).encode(),
             {"Content-Type": "application/json"},
         )
         answer = json.load(urllib.request.urlopen(request, timeout=60))

@@ -4,6 +4,8 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 LIMIT_SECONDS = 2.0
 
 SCRIPT = """
@@ -27,3 +29,26 @@ def test_first_token_of_a_new_process(report_figure):
     report_figure(done.stdout.rstrip())
     assert "start " in done.stdout
     assert min(seconds) < LIMIT_SECONDS
+
+
+LEAVING = """
+import asyncio
+from headrace import AsyncLLM, SamplingParams
+
+async def main():
+    llm = AsyncLLM("smollm2-135m")
+    stream = llm.stream("Once upon a time", SamplingParams(max_tokens=1000, temperature=0.0))
+    await anext(stream)
+    if {leave_stream}:
+        await stream.aclose()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("leave_stream", [True, False])
+def test_a_program_may_end_without_closing(leave_stream):
+    """Its engine's thread is waited for: killed amid a step, it would take the process down with an abort."""
+    script = LEAVING.format(leave_stream=leave_stream)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -31,7 +31,7 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
             )
     isa = env.get("HEADRACE_ISA") or None
     if isa is not None and isa not in ISA_NAMES:
-        raise InvalidRequestError(f"HEADRACE_ISA={isa!r} is not an instruction set.", f"Use one of {ISA_NAMES}.")
+        raise InvalidRequestError(f"HEADRACE_ISA={isa!r} is not an instruction set.", f"Use {', '.join(ISA_NAMES)}.")
     threads = env.get("HEADRACE_THREADS") or None
     if threads is not None and (not threads.isdecimal() or int(threads) < 1):
         raise InvalidRequestError(f"HEADRACE_THREADS={threads!r} is not a count.", "Use a whole number of 1 or more.")

@@ -31,13 +31,21 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--max-num-batched-tokens", type=positive, default=2048, metavar="N", help="tokens per step (default: 2048)"
     )
-    group.add_argument("--kv-cache-memory", type=memory_size, metavar="SIZE", help="memory for the KV cache, as 2GiB")
+    group.add_argument(
+        "--kv-cache-memory",
+        type=memory_size,
+        metavar="SIZE",
+        help="memory for the KV cache, as 2GiB (default: at most half of what is free)",
+    )
     group.add_argument("--no-prefix-caching", action="store_true", help="recompute every prompt from its start")
     group.add_argument("--executor", choices=("native", "torch"), default="native", help="what runs the steps")
     group.add_argument("--activation", choices=("f32", "bf16"), default="f32", help="precision of linears' inputs")
     group.add_argument("--kv-format", choices=("f32", "bf16"), default="bf16", help="precision of cached keys, values")
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="threads (default: the cores this process may use)"
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="threads (default: HEADRACE_THREADS, or the cores this process may use)",
     )
 
 

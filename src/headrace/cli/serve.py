@@ -14,9 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--port", type=int, default=8000, help="port to bind; 0 picks a free one (default: 8000)")
     group.add_argument("--api-key", help="require this bearer token")
     group.add_argument("--served-model-name", metavar="NAME", help="name in the API (default: the model's)")
-    group.add_argument("--max-queue", type=positive, default=1024, metavar="N", help="waiting requests before 429")
-    group.add_argument("--max-body", type=memory_size, default=8 << 20, metavar="SIZE", help="largest request body")
-    group.add_argument("--cors-origin", action="append", default=[], metavar="URL", help="allow this web origin")
+    group.add_argument(
+        "--max-queue", type=positive, default=1024, metavar="N", help="waiting sequences before 429 (default: 1024)"
+    )
+    group.add_argument(
+        "--max-body", type=memory_size, default=8 << 20, metavar="SIZE", help="largest request body (default: 8MiB)"
+    )
+    group.add_argument(
+        "--cors-origin", action="append", default=[], metavar="URL", help="allow this web origin (repeatable)"
+    )
     group.add_argument("--no-access-log", action="store_true", help="no line per request")
 
 

@@ -1,6 +1,7 @@
 """`AsyncLLM`: the same model for asyncio. A thread of its own runs the steps; the event loop never waits for one."""
 
 import asyncio
+import atexit
 import itertools
 import logging
 import threading
@@ -64,6 +65,7 @@ class AsyncLLM(ServedModel):
             self._loop = loop
             self._thread = threading.Thread(target=self._run, name="headrace-engine", daemon=True)
             self._thread.start()
+            atexit.register(self._stop)  # a thread amid a step when the interpreter ends would abort the process
         if not self.is_healthy:
             raise self._refusal()
         if self._loop is not loop:
@@ -71,11 +73,9 @@ class AsyncLLM(ServedModel):
 
     async def aclose(self) -> None:
         """Cancel what runs, stop the thread, free memory. Idempotent."""
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        self._closing = True  # from now on, not from when a thread is free to say so
+        await asyncio.to_thread(self._stop)
+        atexit.unregister(self._stop)
         self._executor.close()
 
     async def __aenter__(self) -> Self:
@@ -171,6 +171,14 @@ class AsyncLLM(ServedModel):
                 with self._wake:
                     self._cancelled.append(key)
                     self._wake.notify()
+
+    def _stop(self) -> None:
+        """Cancel what runs and wait for the thread's end. Idempotent."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread is not None:
+            self._thread.join()
 
     def _refusal(self) -> HeadraceError:
         """Why no request can run; one error for each, since raising an error writes to it."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace.base.errors import TemplateError
-from headrace.base.settings import from_environment
+from headrace.base.settings import Settings, from_environment
 from headrace.engine.executor import Executor
 from headrace.executors.kv_layout import BYTES_PER_VALUE, kv_bytes_per_block
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
@@ -82,6 +82,7 @@ class LoadedModel:
 def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     """Find, read and pack a model. Raises HeadraceError subclasses that say what is wrong and what to do."""
     watch = Stopwatch()
+    settings = from_environment()  # first: a misspelled variable is an error, whatever is loaded
     with watch.part("open"):
         path = resolve_model(name)
         checkpoint = open_checkpoint(path)
@@ -104,7 +105,7 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     with ThreadPoolExecutor(1) as helper:
         text = helper.submit(_load_text, checkpoint, watch)
         with watch.part("pack weights"):
-            executor = _make_executor(graph, weights, memory, config)
+            executor = _make_executor(graph, weights, memory, config, settings)
         try:
             with watch.part("wait for tokenizer"):
                 text_side = text.result()
@@ -153,7 +154,9 @@ def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:
     return TextSide(tokenizer, template)
 
 
-def _make_executor(graph: Graph, weights: Weights, memory: MemoryPlan, config: LLMConfig) -> Executor:
+def _make_executor(
+    graph: Graph, weights: Weights, memory: MemoryPlan, config: LLMConfig, settings: Settings
+) -> Executor:
     if config.executor == "torch":
         from headrace.executors.torch_executor import TorchExecutor
 
@@ -162,7 +165,6 @@ def _make_executor(graph: Graph, weights: Weights, memory: MemoryPlan, config: L
         )
     from headrace.executors.native import NativeExecutor
 
-    settings = from_environment()
     return NativeExecutor(
         graph,
         weights,

@@ -66,11 +66,11 @@ def plan_memory(
     num_blocks = min(budget // block_bytes, blocks_per_seq * max_num_seqs)
     fitting_len = num_blocks * block_size
     if num_blocks < 1 or (max_model_len is not None and fitting_len < max_model_len):
+        shorter = f"max_model_len {fitting_len} or less, " if fitting_len > 1 else ""
         raise CapacityError(
             f"One context of {wanted_len} tokens needs {_size(blocks_per_seq * block_bytes)} of KV cache, and"
             f" {_size(budget)} is planned for it ({_size(available)} of memory is free).",
-            f"Use max_model_len {max(fitting_len, 0)} or less, kv_format bf16, or a larger kv_cache_memory"
-            f" (at most {_size(free)}).",
+            f"Use {shorter}kv_format bf16, or a larger kv_cache_memory (at most {_size(free)}).",
         )
     return MemoryPlan(num_blocks, block_bytes, min(wanted_len, fitting_len), available, weight_bytes)
 

@@ -36,9 +36,8 @@ def _kernels(executor: Executor) -> str:
     for kernel in chosen["kernels"]:
         counts[kernel["kernel"]] += kernel["count"]
     served = ", ".join(f"{name} ({count} matrices)" for name, count in counts.items())
-    return (
-        f"{chosen['isa']}, {chosen['num_threads']} threads: {served}; {chosen['packed_bytes'] / 2**20:.0f} MiB packed"
-    )
+    threads = f"{chosen['num_threads']} thread{'s' if chosen['num_threads'] > 1 else ''}"
+    return f"{chosen['isa']}, {threads}: {served}; {chosen['packed_bytes'] / 2**20:.0f} MiB packed"
 
 
 def _count(shape: tuple[int, ...]) -> int:

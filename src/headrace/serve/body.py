@@ -64,8 +64,10 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> ApiError:
             cause, code = f"The field {param!r} is unknown.", "unknown_field"
         case "none_required":
             cause, remedy, code = f"This server does not support {param!r}.", "Leave it out.", "unsupported_field"
+        case "too_short":
+            cause, remedy, code = f"{param}: should not be empty.", "", "invalid_value"
         case _:
-            found = "" if detail["type"] in ("value_error", "too_short") else f", not {_shown(detail['input'])}"
+            found = "" if detail["type"] == "value_error" else f", not {_shown(detail['input'])}"
             message = detail["msg"].removeprefix("Value error, ").removeprefix("Input ")
             cause, remedy, code = f"{param or 'The body'}: {message}{found}.", "", "invalid_value"
     return ApiError(400, cause, remedy, code=code, param=param)

@@ -14,7 +14,7 @@ class ServerConfig:
         port: port to bind; 0 lets the system pick one.
         api_key: bearer token that every ``/v1`` request must carry; None asks for none. ``/health``, ``/metrics``
             and ``/version`` stay open to probes.
-        max_queue: prompts that may wait for the engine; a request beyond it gets status 429.
+        max_queue: sequences (prompts times n) that may wait for the engine; a request beyond it gets status 429.
         max_body_bytes: largest request body; a longer one gets status 413.
         cors_origins: web origins whose pages may call the API from a browser; ``*`` means any.
         access_log: write one line per request.

@@ -22,3 +22,4 @@ def test_what_cannot_be_read_is_named(name, value):
     with pytest.raises(InvalidRequestError, match=name) as caught:
         from_environment({name: value})
     assert caught.value.remedy
+    assert "(" not in caught.value.remedy  # words, not a tuple

@@ -20,8 +20,8 @@ class Steps:
 
     def __call__(self, step):
         self.count += 1
-        self.running.set()
         time.sleep(self.seconds)
+        self.running.set()
         assert self.go.wait(10), "the step was never let go"
         self.action(step)
 

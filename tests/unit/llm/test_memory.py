@@ -36,6 +36,9 @@ def test_the_context_shrinks_to_what_fits_unless_it_was_asked_for():
     assert plan(kv_cache_memory=64 << 20).max_model_len == 64 * 16
     with pytest.raises(CapacityError, match="max_model_len 1024"):
         plan(kv_cache_memory=64 << 20, max_model_len=2048)
+    with pytest.raises(CapacityError) as caught:
+        plan(kv_cache_memory=1 << 10)
+    assert "max_model_len" not in caught.value.remedy  # none is short enough
 
 
 def test_too_much_kv_says_what_would_fit():

@@ -16,7 +16,7 @@ BAD_FIELDS = [
     # endpoint, fields, status, code, param, a part of the message
     (CHAT, {"temprature": 1}, 400, "unknown_field", "temprature", "Did you mean 'temperature'?"),
     (CHAT, {"foo": None}, 400, "unknown_field", "foo", "unknown"),
-    (CHAT, {"messages": []}, 400, "invalid_value", "messages", "at least 1"),
+    (CHAT, {"messages": []}, 400, "invalid_value", "messages", "should not be empty"),
     (CHAT, {"messages": "hello"}, 400, "invalid_value", "messages", "array"),
     (CHAT, {"messages": [{"role": "robot", "content": "x"}]}, 400, "invalid_value", "messages.0.role", "'system'"),
     (CHAT, {"messages": [{"role": "tool", "content": "x"}]}, 400, "invalid_value", "messages.0.role", "not 'tool'"),
