@@ -179,8 +179,8 @@ void attend_tile(const Queries& queries, const Tile<T>& tile, int32_t tile_begin
 }
 
 // Where the KV head of a task begins in the block of a position.
-int64_t place(const AttentionShape& shape, const AttentionTask& task, int32_t position) {
-  return task.block_table[position / shape.block_size] * shape.block_values() + task.kv_head * shape.head_values();
+int64_t place(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, int32_t position) {
+  return task.block_table[position / shape.block_size] * layer.block_stride + task.kv_head * shape.head_values();
 }
 
 // A tile whose runs of 16 each lie in one block, read in place.
@@ -192,11 +192,12 @@ Tile<T> tile_in_place(const AttentionShape& shape, const KvLayer& layer, const A
   tile.value_stride = shape.head_dim;
   for (int g = 0; g < kTileVectors; ++g) {
     const int32_t run = begin + g * static_cast<int32_t>(kLanes), position = run < end ? run : begin;
-    tile.keys[g] = static_cast<const T*>(layer.keys) + place(shape, task, position) + position % shape.block_size;
-    tile.values[g] = static_cast<const T*>(layer.values) + place(shape, task, position) +
+    tile.keys[g] =
+        static_cast<const T*>(layer.keys) + place(shape, layer, task, position) + position % shape.block_size;
+    tile.values[g] = static_cast<const T*>(layer.values) + place(shape, layer, task, position) +
                      int64_t{position % shape.block_size} * shape.head_dim;
     const int32_t next = run + kTileKeys < end ? run + kTileKeys : position;
-    tile.next_keys[g] = static_cast<const T*>(layer.keys) + place(shape, task, next) + next % shape.block_size;
+    tile.next_keys[g] = static_cast<const T*>(layer.keys) + place(shape, layer, task, next) + next % shape.block_size;
   }
   return tile;
 }
@@ -216,7 +217,7 @@ Tile<float> tile_gathered(const AttentionShape& shape, const KvLayer& layer, con
   __builtin_memset(scratch, 0, 2 * kTileKeys * dim * sizeof(float));
   for (int32_t position = begin; position < smaller(end, begin + kTileKeys); ++position) {
     const int32_t offset = position % shape.block_size, j = position - begin;
-    const int64_t head = place(shape, task, position);
+    const int64_t head = place(shape, layer, task, position);
     const T* k = static_cast<const T*>(layer.keys) + head + offset;
     const T* v = static_cast<const T*>(layer.values) + head + int64_t{offset} * shape.head_dim;
     for (int32_t d = 0; d < shape.head_dim; ++d) {
@@ -321,7 +322,7 @@ template <typename T>
 void write_as(const AttentionShape& shape, const KvLayer& layer, int32_t block, int32_t offset, const float* k,
               const float* v) {
   for (int32_t head = 0; head < shape.num_kv_heads; ++head, k += shape.head_dim, v += shape.head_dim) {
-    const int64_t begin = block * shape.block_values() + head * shape.head_values();
+    const int64_t begin = block * layer.block_stride + head * shape.head_values();
     T* keys = static_cast<T*>(layer.keys) + begin + offset;
     T* values = static_cast<T*>(layer.values) + begin + int64_t{offset} * shape.head_dim;
     for (int32_t d = 0; d < shape.head_dim; ++d) {

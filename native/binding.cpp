@@ -208,7 +208,7 @@ void bind_runtime(nb::module_& m) {
       .def("add_vector",
            [](Runtime& self, const Array<float, nb::ndim<1>>& x) { return self.add_vector(x.data(), x.shape(0)); })
       .def("add_rotation", &Runtime::add_rotation, nb::call_guard<nb::gil_scoped_release>())
-      .def("add_kv_layer", &Runtime::add_kv_layer)
+      .def("reserve_kv", &Runtime::reserve_kv, "layers"_a)
       .def("pack", &Runtime::pack, nb::call_guard<nb::gil_scoped_release>())
       .def("reserve_arena", [](Runtime& self, size_t bytes) { self.reserve_arena(bytes); })
       .def("describe_linear", &describe)

@@ -22,15 +22,16 @@ struct AttentionShape {
   KvFormat format;
 
   int32_t group() const { return num_heads / num_kv_heads; }
-  // Values of one head in one block of keys (or of values).
+  // Values that one KV head's keys take in a block; its values take as many.
   int64_t head_values() const { return int64_t{head_dim} * block_size; }
-  int64_t block_values() const { return num_kv_heads * head_values(); }
 };
 
-// One layer's part of the KV pool: blocks of `AttentionShape::block_values` values.
+// One layer's part of the KV pool: where its keys and its values lie in block 0. A block holds all layers, so what lies
+// near in time lies near in memory, and one that moves (to another tier, to another machine) moves as one piece.
 struct KvLayer {
   void* keys;
   void* values;
+  int64_t block_stride;  // values from one block to the next
 };
 
 // Keys are attended to in splits of this many positions, each by itself, whose results are joined in order: the

@@ -68,14 +68,17 @@ int Runtime::add_rotation(const std::vector<double>& inv_freq, double scale) {
   return static_cast<int>(rotations_.size()) - 1;
 }
 
-int Runtime::add_kv_layer(int32_t num_kv_heads, int32_t head_dim) {
+void Runtime::reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers) {
   const size_t value_bytes = cache.format == KvFormat::f32 ? 4 : 2;
-  const size_t bytes = value_bytes * cache.num_blocks * cache.block_size * num_kv_heads * head_dim;
-  Pages keys(bytes), values(bytes);
-  kv_layers_.push_back({keys.data(), values.data()});
-  kv_pages_.push_back(std::move(keys));
-  kv_pages_.push_back(std::move(values));
-  return static_cast<int>(kv_layers_.size()) - 1;
+  int64_t stride = 0;  // values
+  for (const auto& [num_kv_heads, head_dim] : layers) stride += 2 * int64_t{cache.block_size} * num_kv_heads * head_dim;
+  kv_pages_ = Pages(value_bytes * cache.num_blocks * stride);
+  uint8_t* at = kv_pages_.data();
+  for (const auto& [num_kv_heads, head_dim] : layers) {
+    const size_t bytes = value_bytes * cache.block_size * num_kv_heads * head_dim;
+    kv_layers_.push_back({at, at + bytes, stride});
+    at += 2 * bytes;
+  }
 }
 
 void Runtime::pack() {
@@ -118,12 +121,6 @@ uint8_t* Runtime::reserve_arena(size_t bytes) {
 size_t Runtime::packed_bytes() const {
   size_t total = 0;
   for (const auto& linear : linears_) total += linear->packed_bytes;
-  return total;
-}
-
-size_t Runtime::kv_bytes() const {
-  size_t total = 0;
-  for (const auto& pages : kv_pages_) total += pages.size();
   return total;
 }
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -63,7 +64,9 @@ class Runtime {
   int add_table(const Table& table);
   int add_vector(const float* data, int64_t size);
   int add_rotation(const std::vector<double>& inv_freq, double scale);
-  int add_kv_layer(int32_t num_kv_heads, int32_t head_dim);
+
+  // The KV pool for layers of (number of KV heads, head dimension), in their order. Throws std::bad_alloc.
+  void reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers);
 
   // Pack every linear added since the last call, on all threads. Throws what a kernel threw.
   void pack();
@@ -79,7 +82,7 @@ class Runtime {
   uint8_t* arena() const { return arena_.data(); }
 
   size_t packed_bytes() const;
-  size_t kv_bytes() const;
+  size_t kv_bytes() const { return kv_pages_.size(); }
   size_t arena_bytes() const { return arena_.size(); }
 
   ThreadPool pool;
@@ -101,7 +104,7 @@ class Runtime {
   std::vector<Table> tables_;
   std::vector<std::vector<float>> vectors_;
   std::vector<Rotation> rotations_;
-  std::vector<Pages> kv_pages_;
+  Pages kv_pages_;
   std::vector<KvLayer> kv_layers_;
   Pages arena_;
   std::atomic<bool> busy_{false};

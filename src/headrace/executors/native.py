@@ -72,7 +72,7 @@ class NativeExecutor:
                 block_size=block_size,
                 kv_format=kv_format,
             )
-            self._add_kv_layers(kv_format)
+            self._reserve_kv(kv_format)
             self._weights = PackedWeights(graph, weights, self._runtime)
             self._plans: dict[tuple[str, ...], CompiledPlan] = {}
             self._timed = False
@@ -158,13 +158,11 @@ class NativeExecutor:
             del self._weights
             self._runtime = None
 
-    def _add_kv_layers(self, kv_format: str) -> None:
-        runtime, layers = self._open(), self._graph.kv_layers
+    def _reserve_kv(self, kv_format: str) -> None:
+        layers = self._graph.kv_layers
         try:
-            for layer in layers:
-                runtime.add_kv_layer(layer.num_kv_heads, layer.head_dim)
+            self._open().reserve_kv([(layer.num_kv_heads, layer.head_dim) for layer in layers])
         except MemoryError as error:
-            self._runtime = None  # with the layers that there was room for
             block_bytes = kv_bytes_per_block(layers, self._block_size, kv_format)
             raise CapacityError(
                 f"The system refused the memory for {self._num_blocks} KV blocks of {self._block_size} tokens.",

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from headrace.base.errors import CapacityError
+from headrace.base.errors import CapacityError, InvalidRequestError
 
 HEADROOM = 0.9
 """Share of the free memory that may be planned for; the rest is Python, buffers, and other processes' growth."""
@@ -46,8 +46,13 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the number of KV blocks and the context window. All sizes in bytes, lengths in tokens.
 
-    Raises CapacityError, saying what would fit, if the weights, the asked KV memory or one asked context do not.
+    Raises InvalidRequestError for a context window beyond the model's own, and CapacityError, saying what would fit, if the weights, the asked KV memory or one asked context do not.
     """
+    if max_model_len is not None and max_model_len > context_length:
+        raise InvalidRequestError(
+            f"max_model_len {max_model_len} exceeds the {context_length} positions that the model was made for.",
+            f"Use {context_length} or less, or leave it out.",
+        )
     free = int(available * HEADROOM) - weight_bytes
     if free < block_bytes:
         raise CapacityError(

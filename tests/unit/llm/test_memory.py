@@ -1,6 +1,6 @@
 import pytest
 
-from headrace.base.errors import CapacityError
+from headrace.base.errors import CapacityError, InvalidRequestError
 from headrace.llm.memory import HEADROOM, available_memory, plan_memory
 
 GIB = 1 << 30
@@ -46,6 +46,12 @@ def test_too_much_kv_says_what_would_fit():
         plan(kv_cache_memory=20 * GIB)
     assert "20.00 GiB" in caught.value.cause
     assert "6.20 GiB" in caught.value.remedy  # 8 * 0.9 - 1
+
+
+def test_no_context_beyond_the_model_s_own():
+    with pytest.raises(InvalidRequestError, match="4097 exceeds the 4096"):
+        plan(max_model_len=4097)
+    assert plan(max_model_len=4096).max_model_len == 4096
 
 
 def test_weights_that_do_not_fit():
