@@ -17,6 +17,8 @@ class LLMConfig:
         max_model_len: context window in tokens; None: the model's own, or what fits in memory if that is less.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens that one step computes at most; longer prompts are prefilled in chunks.
+        max_prefill_chunk: tokens that one prompt computes in a step at most; None: the whole step. Smaller chunks make
+            the steps that decoding sequences share with a long prompt shorter, and that prompt's first token later.
         enable_prefix_caching: keep the KV of finished requests and reuse it for prompts that begin alike.
         kv_cache_memory: bytes for the KV cache; None: what `max_num_seqs` full contexts need, or half of the memory
             that is free if that is less.
@@ -30,6 +32,7 @@ class LLMConfig:
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
+    max_prefill_chunk: int | None = None
     enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
     block_size: int = 16
@@ -41,7 +44,7 @@ class LLMConfig:
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
             _require_count(name, getattr(self, name))
-        for name in ("max_model_len", "kv_cache_memory", "num_threads"):
+        for name in ("max_model_len", "max_prefill_chunk", "kv_cache_memory", "num_threads"):
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
         _require_choice("executor", self.executor, EXECUTORS)

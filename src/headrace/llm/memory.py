@@ -46,7 +46,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Choose the number of KV blocks and the context window. All sizes in bytes, lengths in tokens.
 
-    Raises InvalidRequestError for a context window beyond the model's own, and CapacityError, saying what would fit, if the weights, the asked KV memory or one asked context do not.
+    Raises InvalidRequestError for a context window beyond the model's own, and CapacityError, saying what would fit, if
+    the weights, the asked KV memory or one asked context do not.
     """
     if max_model_len is not None and max_model_len > context_length:
         raise InvalidRequestError(

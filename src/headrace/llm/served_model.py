@@ -27,6 +27,7 @@ class ServedModel:
         engine_config = EngineConfig(
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
+            max_prefill_chunk=config.max_prefill_chunk,
             max_model_len=max_model_len,
             enable_prefix_caching=config.enable_prefix_caching,
         )
