@@ -32,6 +32,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-num-batched-tokens", type=positive, default=2048, metavar="N", help="tokens per step (default: 2048)"
     )
     group.add_argument(
+        "--max-prefill-chunk", type=positive, metavar="N", help="tokens of one prompt per step (default: no limit)"
+    )
+    group.add_argument(
         "--kv-cache-memory",
         type=memory_size,
         metavar="SIZE",
