@@ -77,7 +77,7 @@ format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 
-bench: $(CORE) $(MODELS)
+bench: $(DEV)
 	$(BIN)/python benchmarks/linear.py
 	$(BIN)/python benchmarks/engine.py
 
