@@ -79,6 +79,7 @@ format: $(DEV)
 
 bench: $(DEV)
 	$(BIN)/python benchmarks/linear.py
+	$(BIN)/python benchmarks/scheduler.py
 	$(BIN)/python benchmarks/engine.py
 
 clean:

@@ -1,4 +1,5 @@
-// Linear layers by themselves, for their tests (tests/unit/native) and their benchmark (benchmarks/linear.py).
+// Linear layers by themselves: their size, for whoever plans memory; and their tests (tests/unit/native) and benchmark
+// (benchmarks/linear.py).
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
@@ -150,6 +151,13 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
 }  // namespace
 
 void bind_linear(nb::module_& m) {
+  m.def(
+      "packed_bytes",
+      [](const std::string& format, int64_t out_features, int64_t in_features, const std::string& isa) {
+        return make_linear(format_named(format), out_features, in_features, choose_isa(isa), Activation::f32)
+            ->packed_bytes;
+      },
+      "format"_a, "out_features"_a, "in_features"_a, "isa"_a);
   m.def("decode_rows", &decode_rows, "format"_a, "raw"_a, "features"_a);
   m.def("linear_test", &linear_test, "format"_a, "raw"_a, "x"_a, "isa"_a, "activation"_a = "f32", "column_begin"_a = 0,
         "column_end"_a = -1);

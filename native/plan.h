@@ -1,9 +1,9 @@
 // A model compiled to an array of ops over an arena of buffers, replayed for every step by all threads together.
 //
 // The number of rows is a run-time value, so one plan serves decode, prefill and any mix. An op is divided into chunks,
-// which workers take from a counter; no op divides a reduction. A barrier stands only before an op that touches what
-// ops since the last barrier have touched, and not even there if all of them and it are single chunks: those worker 0
-// runs one after the other.
+// which workers take from a counter. No op divides a reduction but attention, every 512 keys wherever it runs. A
+// barrier stands only before an op that touches what ops since the last barrier have touched, and not even there if all
+// of them and it are single chunks: those worker 0 runs one after the other.
 #pragma once
 
 #include <array>

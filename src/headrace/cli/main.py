@@ -9,7 +9,7 @@ from headrace import __version__
 from headrace.base.errors import HeadraceError
 from headrace.cli import chat, demo, doctor, generate, graph, serve
 
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 COMMANDS = (serve, generate, chat, demo, graph, doctor)
 

@@ -5,10 +5,35 @@ from typing import Any
 
 import numpy as np
 
-from headrace._native import Runtime
+from headrace._native import Runtime, packed_bytes
 from headrace.base.errors import ExecutorError
 from headrace.graph.ir import Graph, RopeTable
 from headrace.numerics.tensor import RawTensor
+
+
+def planned_bytes(graph: Graph, weights: Mapping[str, RawTensor], isa: str | None) -> int:
+    """Bytes that `graph`'s parameters will take on that instruction set, known before anything is packed.
+
+    Matrices in their packed form, embedding tables as they are stored (they are read in place), vectors in f32. Raises
+    ExecutorError for a matrix that no kernel takes.
+    """
+    sizes: dict[tuple[str, bool], int] = {}
+    for node in graph.nodes:
+        parts = node.integer("parts") if node.op == "linear" else 0
+        for i, name in enumerate(node.params):
+            tensor, packed = weights[name], i < parts
+            if packed:
+                sizes[name, packed] = _packed_bytes(name, tensor, isa or "")
+            else:
+                sizes[name, packed] = tensor.num_bytes if node.op == "embed" else 4 * tensor.shape[0]
+    return sum(sizes.values())
+
+
+def _packed_bytes(name: str, tensor: RawTensor, isa: str) -> int:
+    try:
+        return packed_bytes(tensor.format.name, *tensor.shape, isa)
+    except ValueError as error:
+        raise ExecutorError(f"No native kernel takes {name}: {error}.") from error
 
 
 class PackedWeights:

@@ -30,27 +30,9 @@ class Checkpoint:
     tensors: Mapping[str, RawTensor]
 
     @property
-    def tensor_names(self) -> tuple[str, ...]:
-        """In the order of the files."""
-        return tuple(self.tensors)
-
-    @property
     def folder(self) -> Path:
         """Where the files beside the weights are: tokenizer, chat template, generation config."""
         return self.path if self.path.is_dir() else self.path.parent
-
-    def companion(self, name: str) -> Path | None:
-        """A file of that name in a Hugging Face folder; None where there is none, and for a GGUF, which has it all."""
-        path = self.path / name
-        return path if path.is_file() else None
-
-    def companion_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object beside the weights, such as ``generation_config.json``; None where there is none.
-
-        Raises CheckpointError where the file is no JSON object.
-        """
-        path = self.companion(name)
-        return None if path is None else read_json_object(path.read_bytes(), str(path))
 
 
 def open_checkpoint(path: Path | str) -> Checkpoint:

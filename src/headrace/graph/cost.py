@@ -132,15 +132,6 @@ def node_cost(graph: Graph, node: Node, work: Workload, formats: Formats) -> Cos
     )
 
 
-def least_time(cost: Cost, *, bandwidth: float, flops: float) -> float:
-    """Seconds below which a step cannot fall on a machine of that bandwidth (bytes/s) and arithmetic (FLOP/s).
-
-    The roofline (Williams et al., 2009, doi:10.1145/1498765.1498785): weights and KV pass through memory once,
-    arithmetic runs beside it at its peak, activations never leave the cache.
-    """
-    return max(cost.memory_bytes / bandwidth, cost.flops / flops)
-
-
 def _kv_elements(node: Node, work: Workload) -> int:
     per_token = 2 * node.integer("num_kv_heads") * node.integer("head_dim")
     window = node.integer("window")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 from headrace.base.errors import TemplateError
@@ -26,9 +27,6 @@ from headrace.text.chat_template import ChatTemplate
 from headrace.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
-
-PACKING_OVERHEAD = 1.1
-"""Packed weights against stored ones, for planning: scales may be widened, narrow integers padded."""
 
 
 class Stopwatch:
@@ -94,7 +92,7 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     memory = plan_memory(
         block_bytes=kv_bytes_per_block(graph.kv_layers, config.block_size, config.kv_format),
         block_size=config.block_size,
-        weight_bytes=int(PACKING_OVERHEAD * sum(weights[param].num_bytes for param in graph.params)),
+        weight_bytes=_weight_bytes(graph, weights, config, settings),
         context_length=spec.max_position_embeddings,
         max_model_len=config.max_model_len,
         max_num_seqs=config.max_num_seqs,
@@ -136,6 +134,15 @@ def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:
 def _graph_of(checkpoint: Checkpoint, max_model_len: int | None) -> tuple[ModelSpec, Graph]:
     spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=max_model_len)
     return spec, build_graph(spec)
+
+
+def _weight_bytes(graph: Graph, weights: Weights, config: LLMConfig, settings: Settings) -> int:
+    """What the weights will take in memory, before any of it is taken."""
+    if config.executor == "torch":  # decodes every parameter to f32
+        return sum(4 * prod(param.shape) for param in graph.params.values())
+    from headrace.executors.native_weights import planned_bytes
+
+    return planned_bytes(graph, weights, settings.isa)
 
 
 def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:

@@ -19,7 +19,7 @@ class MemoryPlan:
         block_bytes: bytes of one block, over all layers.
         max_model_len: context window that this allows.
         available: bytes that were free when this was decided.
-        weight_bytes: estimate of what the weights take.
+        weight_bytes: what the weights take.
     """
 
     num_blocks: int

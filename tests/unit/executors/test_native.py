@@ -14,6 +14,7 @@ from headrace.base.errors import CapacityError, ExecutorError
 from headrace.engine.sampling import SamplingParams
 from headrace.engine.step import SampleRow, Step
 from headrace.executors.native import NativeExecutor
+from headrace.executors.native_weights import planned_bytes
 from headrace.graph.passes import fuse
 from headrace.numerics.tensor import RawTensor
 from tests.support.stepping import Stepper
@@ -25,6 +26,18 @@ def make(**options) -> NativeExecutor:
     weights = options.pop("weights", None) or random_weights(graph)
     limits = {"num_blocks": 8, "block_size": 4, "max_batched_tokens": 16, "max_num_seqs": 8, "max_model_len": 24}
     return NativeExecutor(graph, weights, **{**limits, **options})
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("name", ["f32", "bf16", "q4_1", "q5_0", "q8_0"])
+def test_what_is_planned_for_weights_is_what_they_take(isa, name):
+    graph = fuse(tiny_llama())
+    weights = random_weights(graph, (name,))
+    table = weights["embed.weight"].num_bytes
+    vectors = sum(4 * param.shape[0] for param in graph.params.values() if len(param.shape) == 1)
+    executor = make(graph=graph, weights=weights, isa=isa)
+    assert planned_bytes(graph, weights, isa) == executor.describe()["packed_bytes"] + table + vectors
+    executor.close()
 
 
 @pytest.fixture

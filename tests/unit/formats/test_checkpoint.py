@@ -15,22 +15,15 @@ def test_a_gguf_file(tmp_path):
     checkpoint = open_checkpoint(str(path))
     assert (checkpoint.kind, checkpoint.path, checkpoint.folder) == ("gguf", path, tmp_path)
     assert checkpoint.config["llama.block_count"] == 2
-    assert checkpoint.tensor_names == ("a", "b")
-    (tmp_path / "generation_config.json").write_text("{}")
-    assert checkpoint.companion("generation_config.json") is None, "a GGUF does not answer for its neighbors"
+    assert tuple(checkpoint.tensors) == ("a", "b")
 
 
 def test_a_hugging_face_folder(tmp_path):
-    folder = write_hf_folder(
-        tmp_path, {"model_type": "llama"}, TENSORS, companions={"generation_config.json": {"eos_token_id": 2}}
-    )
+    folder = write_hf_folder(tmp_path, {"model_type": "llama"}, TENSORS)
     checkpoint = open_checkpoint(folder)
     assert (checkpoint.kind, checkpoint.path, checkpoint.folder) == ("hf", folder, folder)
     assert checkpoint.config == {"model_type": "llama"}
-    assert checkpoint.tensor_names == ("a", "b")
-    assert checkpoint.companion("config.json") == folder / "config.json"
-    assert checkpoint.companion_json("generation_config.json") == {"eos_token_id": 2}
-    assert checkpoint.companion_json("tokenizer.json") is None
+    assert tuple(checkpoint.tensors) == ("a", "b")
 
 
 def test_a_folder_without_a_config(tmp_path):

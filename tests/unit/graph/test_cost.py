@@ -3,7 +3,7 @@
 import pytest
 
 from headrace.graph.builder import GraphBuilder
-from headrace.graph.cost import Cost, Formats, SequenceWork, Workload, graph_cost, least_time, node_cost, total
+from headrace.graph.cost import Cost, Formats, SequenceWork, Workload, graph_cost, node_cost, total
 from headrace.graph.ir import Graph, RopeTable
 
 
@@ -102,9 +102,3 @@ def test_workloads():
     assert Workload.decode(3, 7).sequences == (SequenceWork(new_tokens=1, context_len=7),) * 3
     assert Workload.decode(3, 7).sampled_rows == 3
     assert Workload.prefill(9) == Workload(sequences=(SequenceWork(new_tokens=9, context_len=9),), sampled_rows=1)
-
-
-def test_least_time_is_the_higher_of_the_two_roofs():
-    bound_by_memory = Cost(flops=10, weight_bytes=300, kv_bytes=100, activation_bytes=10**9)
-    assert least_time(bound_by_memory, bandwidth=100, flops=5) == 4.0
-    assert least_time(bound_by_memory, bandwidth=1000, flops=5) == 2.0
