@@ -181,7 +181,7 @@ void bind_runtime(nb::module_& m) {
           [](Runtime* self, int num_threads, const std::string& isa, const std::string& activation, int32_t max_tokens,
              int32_t max_sampled, int32_t max_positions, int32_t vocab_size, int32_t num_blocks, int32_t block_size,
              const std::string& kv_format) {
-            new (self) Runtime(num_threads, choose_isa(isa), activation == "bf16" ? Activation::bf16 : Activation::f32,
+            new (self) Runtime(num_threads, choose_isa(isa), choose_activation(activation, choose_isa(isa)),
                                {max_tokens, max_sampled, max_positions, vocab_size},
                                {num_blocks, block_size, kv_format == "f32" ? KvFormat::f32 : KvFormat::bf16});
           },
@@ -223,6 +223,7 @@ void bind_runtime(nb::module_& m) {
            })
       .def_prop_ro("num_threads", [](const Runtime& self) { return self.pool.size(); })
       .def_prop_ro("isa", [](const Runtime& self) { return isa_name(self.isa); })
+      .def_prop_ro("activation", [](const Runtime& self) { return activation_name(self.activation); })
       .def_prop_ro("packed_bytes", &Runtime::packed_bytes)
       .def_prop_ro("kv_bytes", &Runtime::kv_bytes)
       .def_prop_ro("arena_bytes", &Runtime::arena_bytes);

@@ -34,7 +34,7 @@ WeightView view_of(const std::string& format, const Bytes& raw, int64_t in_featu
 
 std::unique_ptr<Linear> allocate(const WeightView& w, const std::string& isa, const std::string& activation) {
   auto linear = make_linear(w.format, w.out_features, w.in_features, choose_isa(isa),
-                            activation == "bf16" ? Activation::bf16 : Activation::f32);
+                            choose_activation(activation, choose_isa(isa)));
   const FormatTraits& t = traits(w.format);
   if (w.row_bytes != w.in_features / t.block * t.block_bytes) throw std::invalid_argument("rows of the wrong length");
   return linear;
@@ -153,11 +153,13 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
 void bind_linear(nb::module_& m) {
   m.def(
       "packed_bytes",
-      [](const std::string& format, int64_t out_features, int64_t in_features, const std::string& isa) {
-        return make_linear(format_named(format), out_features, in_features, choose_isa(isa), Activation::f32)
+      [](const std::string& format, int64_t out_features, int64_t in_features, const std::string& isa,
+         const std::string& activation) {
+        return make_linear(format_named(format), out_features, in_features, choose_isa(isa),
+                           choose_activation(activation, choose_isa(isa)))
             ->packed_bytes;
       },
-      "format"_a, "out_features"_a, "in_features"_a, "isa"_a);
+      "format"_a, "out_features"_a, "in_features"_a, "isa"_a, "activation"_a);
   m.def("decode_rows", &decode_rows, "format"_a, "raw"_a, "features"_a);
   m.def("linear_test", &linear_test, "format"_a, "raw"_a, "x"_a, "isa"_a, "activation"_a = "f32", "column_begin"_a = 0,
         "column_end"_a = -1);

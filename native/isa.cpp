@@ -26,10 +26,12 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+
 bool has_amx() {
 #if defined(__linux__)
   unsigned a, b, c, d;
-  if (!has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & 1u << 5) == 0) return false;  // AVX512_BF16
@@ -44,12 +46,14 @@ bool has_amx() {
 }  // namespace
 
 bool isa_available(Isa isa) {
-  static const bool avx2 = has_avx2(), avx512 = has_avx512(), amx = has_amx();
+  static const bool avx2 = has_avx2(), avx512 = has_avx512(), vnni = has_avx512_vnni(), amx = has_amx();
   switch (isa) {
     case Isa::avx2:
       return avx2;
     case Isa::avx512:
       return avx512;
+    case Isa::avx512_vnni:
+      return vnni;
     case Isa::amx:
       return amx;
     default:
@@ -60,10 +64,10 @@ bool isa_available(Isa isa) {
 bool isa_available(Isa isa) { return isa == Isa::portable; }
 #endif
 
-constexpr Isa kIsas[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx};
+constexpr Isa kIsas[] = {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_vnni, Isa::amx};
 
 const char* isa_name(Isa isa) {
-  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "amx"};
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512_vnni", "amx"};
   return kNames[static_cast<int>(isa)];
 }
 

@@ -8,7 +8,7 @@
 
 namespace headrace {
 
-// The name users see and give: "portable", "avx2", "avx512", "amx".
+// The name users see and give: "portable", "avx2", "avx512", "avx512_vnni", "amx".
 const char* isa_name(Isa isa);
 
 // The best available set, or the one named; throws std::invalid_argument, listing what there is, if it is not

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cmath>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -10,6 +11,7 @@
 #include "formats.h"
 #include "isa.h"
 #include "linear_f32.h"
+#include "linear_int.h"
 #include "linear_tile.h"
 
 namespace headrace {
@@ -82,7 +84,9 @@ class F32Linear final : public Linear {
 
     out_features = out;
     in_features = in;
-    form = {isa, activation, 0, 0};
+    // Where there are no integer kernels, inputs in fixed point are multiplied as the f32 numbers that they stand for.
+    const bool exact = is_fixed_point(activation) && t.group == 0;
+    form = {isa, exact ? Activation::f32 : activation, is_fixed_point(activation) ? t.group : 0, 0};
     kernel = f32_kernel_name(isa, payload);
     packed_bytes = data_bytes_ + scale_bytes_ * (t.has_offset ? 2 : 1);
     run_ = f32_kernel(isa);
@@ -161,11 +165,41 @@ class F32Linear final : public Linear {
   F32Kernel run_ = nullptr;
 };
 
+// What the integer kernels read, as f32.
+void round_to_fixed_point(const float* x, int64_t count, Activation activation, float* out) {
+  const float top = activation == Activation::int8 ? kTopInt8 : kTopInt16;
+  float most = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    most = std::max(most, std::fabs(x[i]));
+    finite = finite && std::isfinite(x[i]);
+  }
+  const float scale = !finite ? NAN : most < 0x1p-100f ? 0.0f : most / top;
+  const float inverse = scale == 0.0f ? 0.0f : top / most;
+  for (int64_t i = 0; i < count; ++i) out[i] = std::nearbyintf(x[i] * inverse) * scale;
+}
+
 }  // namespace
+
+constexpr Activation kActivations[] = {Activation::f32, Activation::int16, Activation::bf16, Activation::int8};
+
+const char* activation_name(Activation activation) {
+  constexpr const char* kNames[] = {"f32", "int16", "bf16", "int8"};
+  return kNames[static_cast<int>(activation)];
+}
+
+Activation choose_activation(const std::string& name, Isa isa) {
+  if (name == "auto") return isa == Isa::avx512_vnni ? Activation::int16 : Activation::f32;
+  for (Activation activation : kActivations) {
+    if (name == activation_name(activation)) return activation;
+  }
+  throw std::invalid_argument("activations are auto, f32, int16, bf16 and int8, not '" + name + "'");
+}
 
 size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
 #ifdef HEADRACE_X86
   if (form.isa == Isa::amx) return amx_prepared_bytes(form, rows, features);
+  if (form.isa == Isa::avx512_vnni) return int_prepared_bytes(form, rows, features);
 #endif
   return rows * features * sizeof(float);
 }
@@ -178,6 +212,10 @@ void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, i
     amx_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);
     return;
   }
+  if (form.isa == Isa::avx512_vnni) {
+    int_prepare_avx512_vnni(form, x, ldx, rows, features, prepared, row_begin, row_end);
+    return;
+  }
 #endif
   float* out = static_cast<float*>(prepared);
   for (int64_t m = row_begin; m < row_end; ++m) {
@@ -185,8 +223,10 @@ void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, i
     float* to = out + m * features;
     if (form.activation == Activation::f32) {
       std::memcpy(to, from, features * sizeof(float));
-    } else {
+    } else if (form.activation == Activation::bf16) {
       for (int64_t k = 0; k < features; ++k) to[k] = bf16_to_f32(f32_to_bf16(from[k]));
+    } else {
+      for (int64_t k = 0; k < features; k += form.group) round_to_fixed_point(from + k, form.group, form.activation, to + k);
     }
   }
 }
@@ -204,9 +244,13 @@ std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t
     throw std::invalid_argument(std::string("instruction set ") + isa_name(isa) + " is not available here");
   }
 #ifdef HEADRACE_X86
+  if (isa >= Isa::avx512_vnni && t.group != 0 && is_fixed_point(activation)) {
+    return make_int_linear(format, out_features, in_features, activation);
+  }
   // AMX multiplies bf16: exact for bf16 and quantized weights, a rounding for f32 and f16, which stay in f32.
   if (isa == Isa::amx && format != Format::f32 && format != Format::f16) {
-    return make_amx_linear(format, out_features, in_features, activation);
+    const Activation read = is_fixed_point(activation) ? Activation::f32 : activation;  // the weights are bf16
+    return make_amx_linear(format, out_features, in_features, read);
   }
 #endif
   return std::make_unique<F32Linear>(format, out_features, in_features, std::min(isa, Isa::avx512), activation);

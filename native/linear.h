@@ -11,13 +11,26 @@
 
 namespace headrace {
 
-enum class Isa : uint8_t { portable, avx2, avx512, amx };
+enum class Isa : uint8_t { portable, avx2, avx512, avx512_vnni, amx };
 
 // Number formats as checkpoints hold them (GGUF block layouts; plain rows for f32, f16, bf16).
 enum class Format : uint8_t { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k };
 
-// Precision in which a linear reads its activations. `f32` keeps (to 2^-17 relative, or exactly) what it is given.
-enum class Activation : uint8_t { f32, bf16 };
+// Precision in which a linear reads its activations.
+//   f32    exactly, or as two bf16 halves, which keep 2^-17 of each value (amx)
+//   int16  fixed point of 16 bits, of the largest magnitude in each scale group of a quantized weight; plain weights
+//          read f32
+//   bf16   rounded to bf16
+//   int8   like int16, of 8 bits
+enum class Activation : uint8_t { f32, int16, bf16, int8 };
+
+const char* activation_name(Activation activation);
+
+// The precision of that name; "auto": the fastest on `isa` of those that keep 16 bits or more. Throws
+// std::invalid_argument, listing what there is, for another name.
+Activation choose_activation(const std::string& name, Isa isa);
+
+constexpr bool is_fixed_point(Activation a) { return a == Activation::int16 || a == Activation::int8; }
 
 // A weight [out, in] as stored: rows of `row_bytes` bytes in `format`. Borrowed; must outlive `pack` only.
 struct WeightView {
@@ -33,7 +46,7 @@ struct WeightView {
 struct InputForm {
   Isa isa;
   Activation activation;
-  int32_t group;   // features per scale group that needs a sum of inputs; 0: none
+  int32_t group;   // features that the kernel converts or sums together; 0: none
   int32_t layout;  // private to the kernels
   bool operator==(const InputForm&) const = default;
 };
@@ -53,7 +66,7 @@ class Linear {
   int64_t out_features = 0;
   int64_t in_features = 0;
   InputForm form{};
-  const char* kernel = "";   // name for logs: "amx w4 g32", ...
+  const char* kernel = "";   // name for logs: "amx w4 g32", "vnni w4a16 g32", ...
   size_t packed_bytes = 0;   // of the packed form
   int64_t column_tile = 16;  // column ranges start at multiples of this
 

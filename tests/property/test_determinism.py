@@ -44,6 +44,7 @@ def executor_of(isa: str, num_threads: int, num_blocks: int, window: int) -> Nat
         block_size=BLOCK_SIZE,
         num_threads=num_threads,
         isa=isa,
+        activation="auto",
         max_batched_tokens=256,
         max_num_seqs=8,
         max_model_len=MAX_LEN,

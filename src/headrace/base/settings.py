@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from headrace.base.errors import InvalidRequestError
 
-ISA_NAMES = ("portable", "avx2", "avx512", "amx")
+ISA_NAMES = ("portable", "avx2", "avx512", "avx512_vnni", "amx")
 
 
 @dataclass(frozen=True, kw_only=True)

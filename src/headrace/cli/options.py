@@ -4,6 +4,8 @@ import argparse
 import re
 from typing import Any
 
+from headrace.llm.config import ACTIVATIONS
+
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -42,7 +44,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-prefix-caching", action="store_true", help="recompute every prompt from its start")
     group.add_argument("--executor", choices=("native", "torch"), default="native", help="what runs the steps")
-    group.add_argument("--activation", choices=("f32", "bf16"), default="f32", help="precision of linears' inputs")
+    group.add_argument(
+        "--activation", choices=ACTIVATIONS, default="auto", help="precision of linears' inputs (default: auto)"
+    )
     group.add_argument("--kv-format", choices=("f32", "bf16"), default="bf16", help="precision of cached keys, values")
     group.add_argument(
         "--threads",

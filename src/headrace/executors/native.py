@@ -16,7 +16,7 @@ from headrace.executors.native_weights import PackedWeights
 from headrace.graph.ir import Graph, Rows
 from headrace.numerics.tensor import RawTensor
 
-ACTIVATIONS = ("f32", "bf16")
+ACTIVATIONS = ("auto", "f32", "int16", "bf16", "int8")
 _RAW_NOT_FINITE = 1
 
 
@@ -28,7 +28,9 @@ class NativeExecutor:
         weights: one stored tensor per parameter of the graph, vectors in any format.
         num_blocks, block_size: the KV pool. Blocks take memory once they are written.
         kv_format: ``bf16`` or ``f32``.
-        activation: how linears read their input: ``f32`` (exactly, or to 2^-17), or ``bf16``.
+        activation: how linears read their input: ``f32`` (exactly, or to 2^-17), ``bf16``, ``int16`` and ``int8`` (fixed
+            point, of the largest magnitude in each group of a quantized weight; plain weights read f32), or ``auto``:
+            the fastest of f32 and int16 on that instruction set.
         num_threads: threads, the caller's included; None: the cores this process may use.
         isa: a name from ``headrace._native.available_isas()``; None: the best of them.
         max_batched_tokens, max_num_seqs: rows, and sequences and sampled rows, that a step may have.
@@ -138,6 +140,7 @@ class NativeExecutor:
         runtime = self._open()
         return {
             "isa": runtime.isa,
+            "activation": runtime.activation,
             "num_threads": runtime.num_threads,
             "kernels": self._weights.kernels(),
             "packed_bytes": runtime.packed_bytes,

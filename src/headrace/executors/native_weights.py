@@ -11,8 +11,8 @@ from headrace.graph.ir import Graph, RopeTable
 from headrace.numerics.tensor import RawTensor
 
 
-def planned_bytes(graph: Graph, weights: Mapping[str, RawTensor], isa: str | None) -> int:
-    """Bytes that `graph`'s parameters will take on that instruction set, known before anything is packed.
+def planned_bytes(graph: Graph, weights: Mapping[str, RawTensor], isa: str | None, activation: str) -> int:
+    """Bytes that `graph`'s parameters will take on that instruction set and with that activation precision, known before anything is packed.
 
     Matrices in their packed form, embedding tables as they are stored (they are read in place), vectors in f32. Raises
     ExecutorError for a matrix that no kernel takes.
@@ -23,15 +23,15 @@ def planned_bytes(graph: Graph, weights: Mapping[str, RawTensor], isa: str | Non
         for i, name in enumerate(node.params):
             tensor, packed = weights[name], i < parts
             if packed:
-                sizes[name, packed] = _packed_bytes(name, tensor, isa or "")
+                sizes[name, packed] = _packed_bytes(name, tensor, isa or "", activation)
             else:
                 sizes[name, packed] = tensor.num_bytes if node.op == "embed" else 4 * tensor.shape[0]
     return sum(sizes.values())
 
 
-def _packed_bytes(name: str, tensor: RawTensor, isa: str) -> int:
+def _packed_bytes(name: str, tensor: RawTensor, isa: str, activation: str) -> int:
     try:
-        return packed_bytes(tensor.format.name, *tensor.shape, isa)
+        return packed_bytes(tensor.format.name, *tensor.shape, isa, activation)
     except ValueError as error:
         raise ExecutorError(f"No native kernel takes {name}: {error}.") from error
 

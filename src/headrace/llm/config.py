@@ -6,7 +6,8 @@ from typing import Any
 from headrace.base.errors import InvalidRequestError
 
 EXECUTORS = ("native", "torch")
-PRECISIONS = ("f32", "bf16")
+KV_FORMATS = ("f32", "bf16")
+ACTIVATIONS = ("auto", "f32", "int16", "bf16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class LLMConfig:
             that is free if that is less.
         block_size: tokens per KV block.
         kv_format: precision of cached keys and values, ``bf16`` or ``f32``.
-        activation: precision in which linear layers read their input: ``f32`` or ``bf16`` (native executor).
+        activation: precision in which linear layers read their input (native executor): ``f32``; ``int16`` or ``int8``,
+            fixed point of the largest magnitude in each group of a quantized weight; ``bf16``; or ``auto``, the fastest
+            on this machine of f32 and int16.
         executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
         num_threads: threads of the native executor; None: HEADRACE_THREADS, or the cores this process may use.
     """
@@ -37,7 +40,7 @@ class LLMConfig:
     kv_cache_memory: int | None = None
     block_size: int = 16
     kv_format: str = "bf16"
-    activation: str = "f32"
+    activation: str = "auto"
     executor: str = "native"
     num_threads: int | None = None
 
@@ -48,11 +51,11 @@ class LLMConfig:
             if getattr(self, name) is not None:
                 _require_count(name, getattr(self, name))
         _require_choice("executor", self.executor, EXECUTORS)
-        _require_choice("kv_format", self.kv_format, PRECISIONS)
-        _require_choice("activation", self.activation, PRECISIONS)
+        _require_choice("kv_format", self.kv_format, KV_FORMATS)
+        _require_choice("activation", self.activation, ACTIVATIONS)
         if self.max_model_len == 1:
             raise InvalidRequestError("max_model_len 1 has no room for both a prompt and an output.", "Use 2 or more.")
-        if self.executor == "torch" and (self.activation != "f32" or self.num_threads is not None):
+        if self.executor == "torch" and (self.activation not in ("auto", "f32") or self.num_threads is not None):
             raise InvalidRequestError(
                 "The torch executor takes neither activation nor num_threads: it is the f32 reference.",
                 "Leave them out, or use the native executor.",

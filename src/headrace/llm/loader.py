@@ -142,7 +142,7 @@ def _weight_bytes(graph: Graph, weights: Weights, config: LLMConfig, settings: S
         return sum(4 * prod(param.shape) for param in graph.params.values())
     from headrace.executors.native_weights import planned_bytes
 
-    return planned_bytes(graph, weights, settings.isa)
+    return planned_bytes(graph, weights, settings.isa, config.activation)
 
 
 def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:

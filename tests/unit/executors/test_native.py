@@ -36,7 +36,7 @@ def test_what_is_planned_for_weights_is_what_they_take(isa, name):
     table = weights["embed.weight"].num_bytes
     vectors = sum(4 * param.shape[0] for param in graph.params.values() if len(param.shape) == 1)
     executor = make(graph=graph, weights=weights, isa=isa)
-    assert planned_bytes(graph, weights, isa) == executor.describe()["packed_bytes"] + table + vectors
+    assert planned_bytes(graph, weights, isa, "f32") == executor.describe()["packed_bytes"] + table + vectors
     executor.close()
 
 

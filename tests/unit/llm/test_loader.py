@@ -89,7 +89,7 @@ def test_the_environment_chooses_instruction_set_and_threads(tmp_path, monkeypat
     monkeypatch.setenv("HEADRACE_ISA", "portable")
     monkeypatch.setenv("HEADRACE_THREADS", "1")
     with LLM(path, max_num_seqs=1) as llm:
-        assert "kernels  portable, 1 thread: " in llm.describe()
+        assert "kernels  portable, f32 activations, 1 thread: " in llm.describe()
     with LLM(path, max_num_seqs=1, num_threads=2) as llm:
         assert llm.num_threads == 2, "an argument outranks the environment"
 

@@ -1,0 +1,65 @@
+// The integer family of linear kernels, for quantized weights on machines with integer dot products.
+//
+// Inputs become fixed-point numbers, group by group (a group is the features that share a weight's scale): with
+// Activation::int16, 16 bits of the group's largest magnitude, with Activation::int8 8 bits of it. Products of codes and inputs are then summed in integers,
+// exactly, so a group's sum has the same bits however it is computed: with bytes for few rows, with 16-bit words for many.
+// What follows, in f32 and in increasing k, is one chain per output: y += float(sum) * (weight scale * input scale), and
+// for weights with offsets y += offset * (sum of the group's inputs).
+#pragma once
+
+#include "linear.h"
+
+namespace headrace {
+
+// Weights in panels of 16 columns; a panel is a sequence of groups, each
+//   payload | scales [16] | offsets [16], if the format has them
+// Codes are q - min_q. Features go by quads of four: a 64-byte vector holds the quad's four bytes of each column.
+//   u8   one vector per quad
+//   u4   one vector per two quads, the even quad in the low nibbles
+struct IntWeights {
+  enum class Payload : uint8_t { u4, u8 };
+  Payload payload;
+  bool has_offset, f16_scales;
+  Activation activation;
+  int32_t min_q;
+  int64_t out_features, in_features, group;
+  uint8_t* data;
+  int64_t payload_bytes, scale_bytes, group_bytes, panel_bytes;
+};
+
+// What a row's input of one group carries beside its integers.
+struct IntGroup {
+  float scale;       // input = scale * integer
+  float sum;         // of the group's inputs as rounded
+  int32_t bias_hi;   // min_q * (sum of high bytes), min_q * (sum of low bytes): what codes leave out
+  int32_t bias_lo;
+};
+
+// Up to kFewRows rows the prepared input is [groups][padded rows][high bytes, low bytes] and [groups][padded rows]
+// IntGroup; beyond, [rows][features] 16-bit words, of each quad in the order 0 2 1 3, and [rows][groups] IntGroup. With
+// Activation::int8 there are no high bytes, and bytes in place of words.
+constexpr int64_t kFewRows = 8;
+constexpr int64_t kIntPanel = 16;
+constexpr int64_t kQuad = 4;
+
+// The integer that a group's largest magnitude becomes. Of the one of 16 bits both bytes are at most 127.
+constexpr float kTopInt16 = 32639.0f, kTopInt8 = 127.0f;
+
+// Rows that a kernel for few rows computes: 1, 2, 4 or 8.
+constexpr int64_t padded_rows(int64_t rows) { return rows <= 2 ? rows : rows <= 4 ? 4 : kFewRows; }
+
+// A form's `layout` is min_q: inputs of weights that leave out different constants differ in their biases.
+size_t int_prepared_bytes(const InputForm& form, int64_t rows, int64_t features);
+
+using IntPrepare = void (*)(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features,
+                            void* prepared, int64_t row_begin, int64_t row_end);
+using IntKernel = void (*)(const IntWeights& weights, const void* prepared, int64_t rows, float* y, int64_t ldy,
+                           int64_t column_begin, int64_t column_end);
+
+void int_prepare_avx512_vnni(const InputForm&, const float*, int64_t, int64_t, int64_t, void*, int64_t, int64_t);
+void int_run_avx512_vnni(const IntWeights&, const void*, int64_t, float*, int64_t, int64_t, int64_t);
+
+std::unique_ptr<Linear> make_int_linear(Format format, int64_t out_features, int64_t in_features,
+                                        Activation activation);
+
+}  // namespace headrace

@@ -1,0 +1,407 @@
+// The integer kernels on AVX-512 with VNNI. Ice Lake has one port for its dot products and a second one for everything
+// else that 512 bits wide does: codes are unpacked and sums are scaled beside the products, nearly for free.
+#include <immintrin.h>
+
+#include "linear_int.h"
+#include "simd.h"
+
+namespace headrace {
+namespace {
+
+using Payload = IntWeights::Payload;
+
+constexpr int64_t kLanes = 16;
+constexpr int kBlockRows = 6, kBlockPanels = 2;  // of accumulators that stay in registers when rows are many
+constexpr int64_t kChunkWords = 16 << 10;        // bytes of unpacked weights that share L1 with the inputs
+constexpr int64_t kPrefetch = 2048;
+
+// ---- inputs ---------------------------------------------------------------------------------------------------------
+
+// Largest magnitude of a group, as bits: for these NaN is larger than infinity, and infinity than all else.
+template <int Group>
+inline float largest(const __m512* x) {
+  const __m512i mask = _mm512_set1_epi32(0x7fffffff);
+  __m512i most = _mm512_and_si512(_mm512_castps_si512(x[0]), mask);
+  if constexpr (Group == 32) most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(x[1]), mask));
+  const int bits = _mm512_reduce_max_epi32(most);
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// One group of one row in fixed point: q and what goes with it. A group whose largest magnitude is below 2^-100 counts
+// as zero; one that holds a NaN or an infinity makes NaNs of all its outputs.
+template <int Group>
+inline IntGroup to_integers(const float* x, Activation activation, int32_t min_q, __m512i* q) {
+  constexpr int kVectors = Group / kLanes;
+  __m512 v[kVectors];
+  for (int i = 0; i < kVectors; ++i) v[i] = _mm512_loadu_ps(x + i * kLanes);
+  const float top = activation == Activation::int8 ? kTopInt8 : kTopInt16;
+  const float most = largest<Group>(v);
+  const bool empty = most < 0x1p-100f;
+  const __m512 inverse = _mm512_set1_ps(empty ? 0.0f : top / most);
+  __m512i sum = _mm512_setzero_si512(), low_sum = sum;
+  for (int i = 0; i < kVectors; ++i) {
+    q[i] = _mm512_cvtps_epi32(_mm512_mul_ps(v[i], inverse));
+    const __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(q[i], 24), 24);
+    sum = _mm512_add_epi32(sum, q[i]);
+    low_sum = _mm512_add_epi32(low_sum, low);
+  }
+  const int32_t total = _mm512_reduce_add_epi32(sum), low = _mm512_reduce_add_epi32(low_sum);
+  const float scale = empty ? 0.0f : most / top;
+  return {scale, static_cast<float>(total) * scale, min_q * ((total - low) >> 8), min_q * low};
+}
+
+// Few rows: high and low bytes side by side.
+template <int Group>
+void prepare_bytes(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, uint8_t* bytes,
+                   IntGroup* groups) {
+  const bool wide = form.activation != Activation::int8;
+  const int64_t padded = padded_rows(rows), step = wide ? 2 * Group : Group;
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t g = 0; g < features / Group; ++g) {
+      __m512i q[Group / kLanes];
+      groups[g * padded + r] = to_integers<Group>(x + r * ldx + g * Group, form.activation, form.layout, q);
+      uint8_t* out = bytes + (g * padded + r) * step;
+      for (int i = 0; i < Group / kLanes; ++i) {
+        const __m512i rounded = _mm512_add_epi32(q[i], _mm512_set1_epi32(128));
+        if (wide) _mm_storeu_si128((__m128i*)(out + i * kLanes), _mm512_cvtepi32_epi8(_mm512_srai_epi32(rounded, 8)));
+        _mm_storeu_si128((__m128i*)(out + (wide ? Group : 0) + i * kLanes), _mm512_cvtepi32_epi8(q[i]));
+      }
+    }
+  }
+}
+
+// Many rows: words in the order in which `unpack_words` leaves codes, or bytes.
+template <int Group>
+void prepare_words(const InputForm& form, const float* x, int64_t ldx, int64_t features, uint8_t* out,
+                   IntGroup* groups, int64_t row_begin, int64_t row_end) {
+  const bool wide = form.activation != Activation::int8;
+  const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    for (int64_t g = 0; g < features / Group; ++g) {
+      __m512i q[Group / kLanes];
+      groups[r * (features / Group) + g] =
+          to_integers<Group>(x + r * ldx + g * Group, form.activation, form.layout, q);
+      for (int i = 0; i < Group / kLanes; ++i) {
+        const int64_t at = r * features + g * Group + i * kLanes;
+        if (wide) {
+          _mm256_storeu_si256((__m256i*)(out + 2 * at), _mm512_cvtepi32_epi16(_mm512_permutexvar_epi32(order, q[i])));
+        } else {
+          _mm_storeu_si128((__m128i*)(out + at), _mm512_cvtepi32_epi8(q[i]));
+        }
+      }
+    }
+  }
+}
+
+// ---- what both kernels share ----------------------------------------------------------------------------------------
+
+template <bool F16>
+inline __m512 load_scales(const uint8_t* p) {
+  if constexpr (F16) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_loadu_ps(p);
+}
+
+inline __m512i broadcast_dword(const void* p) {
+  int32_t value;
+  std::memcpy(&value, p, sizeof value);
+  return _mm512_set1_epi32(value);
+}
+
+// One link of the chain of linear_int.h.
+template <bool Offset>
+inline __m512 scaled(__m512 y, __m512 sum, __m512 scale, __m512 offset, const IntGroup& x) {
+  y = _mm512_fmadd_ps(sum, _mm512_mul_ps(scale, _mm512_set1_ps(x.scale)), y);
+  return Offset ? _mm512_fmadd_ps(offset, _mm512_set1_ps(x.sum), y) : y;
+}
+
+inline __mmask16 columns_mask(int64_t n, int64_t end) {
+  return static_cast<__mmask16>(end - n < kIntPanel ? (1u << (end - n)) - 1 : 0xffff);
+}
+
+// ---- few rows: weights are read once, straight from memory ----------------------------------------------------------
+
+template <Payload P, int Group, bool Offset, bool F16, bool Wide, int R>
+void run_bytes(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+               int64_t column_end) {
+  constexpr int64_t kStep = Wide ? 2 * Group : Group;
+  constexpr int64_t kPayload = P == Payload::u4 ? Group * 8 : Group * 16, kScales = F16 ? 32 : 64;
+  constexpr int64_t kGroupBytes = kPayload + (Offset ? 2 : 1) * kScales;
+  const int64_t num_groups = w.in_features / Group;
+  const auto* bytes = static_cast<const uint8_t*>(prepared);
+  const auto* groups = reinterpret_cast<const IntGroup*>(bytes + num_groups * R * kStep);
+  const __m512i nibble = _mm512_set1_epi8(15);
+  for (int64_t n = column_begin; n < column_end; n += kIntPanel) {
+    const uint8_t* p = w.data + n / kIntPanel * w.panel_bytes;
+    __m512 acc[R];
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
+    for (int64_t g = 0; g < num_groups; ++g, p += kGroupBytes) {
+      const uint8_t* x = bytes + g * R * kStep;
+      const IntGroup* xg = groups + g * R;
+      for (int64_t i = 0; i < kGroupBytes; i += 64) _mm_prefetch((const char*)p + kPrefetch + i, _MM_HINT_T0);
+      __m512i high[R], low[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        high[r] = _mm512_set1_epi32(xg[r].bias_hi);
+        low[r] = _mm512_set1_epi32(xg[r].bias_lo);
+      }
+      const auto multiply = [&](__m512i codes, int64_t quad) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const uint8_t* at = x + r * kStep + quad * kQuad;
+          if constexpr (Wide) high[r] = _mm512_dpbusd_epi32(high[r], codes, broadcast_dword(at));
+          low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast_dword(at + (Wide ? Group : 0)));
+        }
+      };
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kPayload / 64; ++i) {
+        const __m512i v = _mm512_loadu_si512(p + 64 * i);
+        if constexpr (P == Payload::u4) {
+          multiply(_mm512_and_si512(v, nibble), 2 * i);
+          multiply(_mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), 2 * i + 1);
+        } else {
+          multiply(v, i);
+        }
+      }
+      const __m512 scale = load_scales<F16>(p + kPayload);
+      const __m512 offset = Offset ? load_scales<F16>(p + kPayload + kScales) : scale;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        // Both are exact, so this rounds their sum once, as a conversion of the whole sum would.
+        __m512 sum = _mm512_cvtepi32_ps(low[r]);
+        if constexpr (Wide) sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r]), _mm512_set1_ps(256.0f), sum);
+        acc[r] = scaled<Offset>(acc[r], sum, scale, offset, xg[r]);
+      }
+    }
+    const __mmask16 mask = columns_mask(n, column_end);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      if (r < rows) _mm512_mask_storeu_ps(y + r * ldy + n, mask, acc[r]);
+    }
+  }
+}
+
+// ---- many rows: a chunk of a few panels is unpacked once and used by all rows ---------------------------------------
+
+// Codes of one group as signed words, two vectors a quad: (k0, k2) and (k1, k3) of each column.
+template <Payload P, int Group>
+inline void unpack_words(const uint8_t* p, int32_t min_q, uint8_t* out, int64_t stride) {
+  const __m512i even = _mm512_set1_epi32(0x00ff00ff), min = _mm512_set1_epi16(static_cast<int16_t>(min_q));
+  const auto store = [&](__m512i codes, int64_t quad) __attribute__((always_inline)) {
+    const __m512i first = _mm512_and_si512(codes, even), second = _mm512_srli_epi16(codes, 8);
+    _mm512_store_si512(out + 2 * quad * stride, _mm512_add_epi16(first, min));
+    _mm512_store_si512(out + (2 * quad + 1) * stride, _mm512_add_epi16(second, min));
+  };
+  for (int64_t i = 0; i < Group / (P == Payload::u4 ? 8 : 4); ++i) {
+    const __m512i v = _mm512_loadu_si512(p + 64 * i);
+    if constexpr (P == Payload::u4) {
+      const __m512i nibble = _mm512_set1_epi8(15);
+      store(_mm512_and_si512(v, nibble), 2 * i);
+      store(_mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), 2 * i + 1);
+    } else {
+      store(v, i);
+    }
+  }
+}
+
+// The same as bytes, one vector a quad, min_q still to be added.
+template <Payload P, int Group>
+inline void unpack_bytes(const uint8_t* p, uint8_t* out, int64_t stride) {
+  for (int64_t i = 0; i < Group / (P == Payload::u4 ? 8 : 4); ++i) {
+    const __m512i v = _mm512_loadu_si512(p + 64 * i);
+    if constexpr (P == Payload::u4) {
+      const __m512i nibble = _mm512_set1_epi8(15);
+      _mm512_store_si512(out + 2 * i * stride, _mm512_and_si512(v, nibble));
+      _mm512_store_si512(out + (2 * i + 1) * stride, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
+    } else {
+      _mm512_store_si512(out + i * stride, v);
+    }
+  }
+}
+
+// Unpacked groups of a chunk: vectors [group][quad or half quad][panel], scales and offsets [group][panel].
+struct Chunk {
+  const uint8_t* codes;
+  const float *scales, *offsets;
+  int64_t groups;
+};
+
+struct Inputs {
+  const uint8_t* values;   // of the first row and the chunk's first feature
+  const IntGroup* groups;  // likewise
+  int64_t ld, ld_groups;   // bytes, groups
+};
+
+template <int Group, bool Offset, bool Wide, int R, int Panels>
+__attribute__((noinline)) void multiply(const Chunk& w, const Inputs& x, float* y, int64_t ldy, const __mmask16* masks,
+                                        bool first) {
+  constexpr int64_t kVectors = Wide ? Group / 2 : Group / 4;
+  __m512 acc[R][Panels];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < Panels; ++p) {
+      acc[r][p] = first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(masks[p], y + r * ldy + p * kIntPanel);
+    }
+  }
+  const uint8_t* codes = w.codes;
+  for (int64_t g = 0; g < w.groups; ++g) {
+    __m512i sum[R][Panels];
+    const uint8_t* values = x.values + g * Group * (Wide ? 2 : 1);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int p = 0; p < Panels; ++p) {
+        sum[r][p] = Wide ? _mm512_setzero_si512() : _mm512_set1_epi32(x.groups[r * x.ld_groups + g].bias_lo);
+      }
+    }
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kVectors; ++i) {
+      __m512i c[Panels];
+#pragma GCC unroll 2
+      for (int p = 0; p < Panels; ++p) c[p] = _mm512_load_si512(codes + (i * Panels + p) * 64);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const __m512i v = broadcast_dword(values + r * x.ld + i * 4);
+#pragma GCC unroll 2
+        for (int p = 0; p < Panels; ++p) {
+          sum[r][p] = Wide ? _mm512_dpwssd_epi32(sum[r][p], c[p], v) : _mm512_dpbusd_epi32(sum[r][p], c[p], v);
+        }
+      }
+    }
+    codes += kVectors * Panels * 64;
+#pragma GCC unroll 2
+    for (int p = 0; p < Panels; ++p) {
+      const __m512 scale = _mm512_load_ps(w.scales + (g * Panels + p) * kLanes);
+      const __m512 offset = Offset ? _mm512_load_ps(w.offsets + (g * Panels + p) * kLanes) : scale;
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        acc[r][p] = scaled<Offset>(acc[r][p], _mm512_cvtepi32_ps(sum[r][p]), scale, offset,
+                                   x.groups[r * x.ld_groups + g]);
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int p = 0; p < Panels; ++p) _mm512_mask_storeu_ps(y + r * ldy + p * kIntPanel, masks[p], acc[r][p]);
+  }
+}
+
+template <int Group, bool Offset, bool Wide, int Panels>
+void multiply_rows(int64_t rows, const Chunk& w, const Inputs& x, float* y, int64_t ldy, const __mmask16* masks,
+                   bool first) {
+  static constexpr decltype(&multiply<Group, Offset, Wide, 1, Panels>) kKernels[kBlockRows] = {
+      multiply<Group, Offset, Wide, 1, Panels>, multiply<Group, Offset, Wide, 2, Panels>,
+      multiply<Group, Offset, Wide, 3, Panels>, multiply<Group, Offset, Wide, 4, Panels>,
+      multiply<Group, Offset, Wide, 5, Panels>, multiply<Group, Offset, Wide, 6, Panels>};
+  for (int64_t m = 0; m < rows; m += kBlockRows) {
+    const int64_t block = rows - m < kBlockRows ? rows - m : kBlockRows;
+    const Inputs at{x.values + m * x.ld, x.groups + m * x.ld_groups, x.ld, x.ld_groups};
+    kKernels[block - 1](w, at, y + m * ldy, ldy, masks, first);
+  }
+}
+
+template <Payload P, int Group, bool Offset, bool F16, bool Wide, int Panels>
+void run_panels(const IntWeights& w, const Inputs& x, int64_t rows, float* y, int64_t ldy, int64_t n,
+                int64_t column_end) {
+  constexpr int64_t kCodeBytes = Group * kIntPanel * (Wide ? 2 : 1) * Panels;
+  constexpr int64_t kPayload = P == Payload::u4 ? Group * 8 : Group * 16, kScales = F16 ? 32 : 64;
+  constexpr int64_t kGroups = kChunkWords / kCodeBytes;
+  alignas(64) uint8_t codes[kGroups * kCodeBytes];
+  alignas(64) float scales[kGroups * Panels * kLanes], offsets[kGroups * Panels * kLanes];
+  __mmask16 masks[Panels];
+  for (int p = 0; p < Panels; ++p) masks[p] = columns_mask(n + p * kIntPanel, column_end);
+  const int64_t all = w.in_features / Group;
+  for (int64_t g0 = 0; g0 < all; g0 += kGroups) {
+    const int64_t count = all - g0 < kGroups ? all - g0 : kGroups;
+    for (int p = 0; p < Panels; ++p) {
+      const uint8_t* from = w.data + (n / kIntPanel + p) * w.panel_bytes + g0 * w.group_bytes;
+      for (int64_t g = 0; g < count; ++g, from += w.group_bytes) {
+        uint8_t* to = codes + g * kCodeBytes + p * 64;
+        if constexpr (Wide) {
+          unpack_words<P, Group>(from, w.min_q, to, Panels * 64);
+        } else {
+          unpack_bytes<P, Group>(from, to, Panels * 64);
+        }
+        _mm512_store_ps(scales + (g * Panels + p) * kLanes, load_scales<F16>(from + kPayload));
+        if (Offset) _mm512_store_ps(offsets + (g * Panels + p) * kLanes, load_scales<F16>(from + kPayload + kScales));
+      }
+    }
+    const Inputs at{x.values + g0 * Group * (Wide ? 2 : 1), x.groups + g0, x.ld, x.ld_groups};
+    multiply_rows<Group, Offset, Wide, Panels>(rows, {codes, scales, offsets, count}, at, y + n, ldy, masks, g0 == 0);
+  }
+}
+
+template <Payload P, int Group, bool Offset, bool F16, bool Wide>
+void run_words(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+               int64_t column_end) {
+  const auto* values = static_cast<const uint8_t*>(prepared);
+  const int64_t ld = w.in_features * (Wide ? 2 : 1);
+  const Inputs x{values, reinterpret_cast<const IntGroup*>(values + rows * ld), ld, w.in_features / Group};
+  int64_t n = column_begin;
+  for (; n + kIntPanel < column_end; n += kBlockPanels * kIntPanel) {
+    run_panels<P, Group, Offset, F16, Wide, kBlockPanels>(w, x, rows, y, ldy, n, column_end);
+  }
+  if (n < column_end) run_panels<P, Group, Offset, F16, Wide, 1>(w, x, rows, y, ldy, n, column_end);
+}
+
+template <Payload P, int Group, bool Offset, bool F16>
+void run_format(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+                int64_t column_end) {
+  const auto call = [&](auto... kernels) {
+    const IntKernel by_rows[] = {kernels...};
+    const int64_t padded = padded_rows(rows);
+    const int i = rows > kFewRows ? 4 : padded == 8 ? 3 : padded == 4 ? 2 : static_cast<int>(padded) - 1;
+    by_rows[i](w, prepared, rows, y, ldy, column_begin, column_end);
+  };
+#define HEADRACE_BY_ROWS(wide)                                                                             \
+  call(run_bytes<P, Group, Offset, F16, wide, 1>, run_bytes<P, Group, Offset, F16, wide, 2>,               \
+       run_bytes<P, Group, Offset, F16, wide, 4>, run_bytes<P, Group, Offset, F16, wide, 8>,               \
+       run_words<P, Group, Offset, F16, wide>)
+  w.activation == Activation::int8 ? HEADRACE_BY_ROWS(false) : HEADRACE_BY_ROWS(true);
+#undef HEADRACE_BY_ROWS
+}
+
+}  // namespace
+
+void int_prepare_avx512_vnni(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features,
+                             void* prepared, int64_t row_begin, int64_t row_end) {
+  auto* bytes = static_cast<uint8_t*>(prepared);
+  const int64_t width = form.activation == Activation::int8 ? 1 : 2;
+  if (rows <= kFewRows) {
+    auto* groups = reinterpret_cast<IntGroup*>(bytes + padded_rows(rows) * features * width);
+    const auto run = form.group == 32 ? prepare_bytes<32> : prepare_bytes<16>;
+    run(form, x, ldx, rows, features, bytes, groups);
+  } else {
+    auto* groups = reinterpret_cast<IntGroup*>(bytes + rows * features * width);
+    const auto run = form.group == 32 ? prepare_words<32> : prepare_words<16>;
+    run(form, x, ldx, features, bytes, groups, row_begin, row_end);
+  }
+}
+
+void int_run_avx512_vnni(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy,
+                         int64_t column_begin, int64_t column_end) {
+  // The combinations that formats come in: q4_0; q4_1; q4_k; q2_k; q3_k; q5_0 and q8_0; q5_1; q5_k; q6_k.
+  IntKernel run;
+  if (w.payload == Payload::u4) {
+    if (w.group == 32 && w.f16_scales) {
+      run = w.has_offset ? run_format<Payload::u4, 32, true, true> : run_format<Payload::u4, 32, false, true>;
+    } else if (w.group == 32) {
+      run = run_format<Payload::u4, 32, true, false>;
+    } else {
+      run = w.has_offset ? run_format<Payload::u4, 16, true, false> : run_format<Payload::u4, 16, false, false>;
+    }
+  } else if (w.group == 16) {
+    run = run_format<Payload::u8, 16, false, false>;
+  } else if (w.f16_scales) {
+    run = w.has_offset ? run_format<Payload::u8, 32, true, true> : run_format<Payload::u8, 32, false, true>;
+  } else {
+    run = run_format<Payload::u8, 32, true, false>;
+  }
+  run(w, prepared, rows, y, ldy, column_begin, column_end);
+}
+
+}  // namespace headrace
