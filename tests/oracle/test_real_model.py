@@ -125,7 +125,7 @@ def test_less_exact_activations_agree_as_far_as_they_should(
 
 
 def test_default_precision_agrees_nearly_everywhere(answers: list[Answer], report_figure: Report) -> None:
-    """Keys and values in bf16, activations as fast as they come, as served by default: rounding decides only where the model hardly prefers a token."""
+    """As served by default, keys and values in bf16: rounding decides only where the model hardly prefers a token."""
     with executor_of(
         "native",
         resolve_model(),

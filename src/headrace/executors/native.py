@@ -28,8 +28,8 @@ class NativeExecutor:
         weights: one stored tensor per parameter of the graph, vectors in any format.
         num_blocks, block_size: the KV pool. Blocks take memory once they are written.
         kv_format: ``bf16`` or ``f32``.
-        activation: how linears read their input: ``f32`` (exactly, or to 2^-17), ``bf16``, ``int16`` and ``int8`` (fixed
-            point, of the largest magnitude in each group of a quantized weight; plain weights read f32), or ``auto``:
+        activation: how linears read their input: ``f32`` (exactly, or to 2^-17); ``bf16``; ``int16`` or ``int8``, fixed
+            point of the largest magnitude in each group of a quantized weight (plain weights read f32); or ``auto``,
             the fastest of f32 and int16 on that instruction set.
         num_threads: threads, the caller's included; None: the cores this process may use.
         isa: a name from ``headrace._native.available_isas()``; None: the best of them.

@@ -12,7 +12,7 @@ from headrace.numerics.tensor import RawTensor
 
 
 def planned_bytes(graph: Graph, weights: Mapping[str, RawTensor], isa: str | None, activation: str) -> int:
-    """Bytes that `graph`'s parameters will take on that instruction set and with that activation precision, known before anything is packed.
+    """Bytes that `graph`'s parameters will take with that instruction set and activation, known before any is packed.
 
     Matrices in their packed form, embedding tables as they are stored (they are read in place), vectors in f32. Raises
     ExecutorError for a matrix that no kernel takes.

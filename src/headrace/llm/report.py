@@ -37,7 +37,8 @@ def _kernels(executor: Executor) -> str:
         counts[kernel["kernel"]] += kernel["count"]
     served = ", ".join(f"{name} ({count} matrices)" for name, count in counts.items())
     threads = f"{chosen['num_threads']} thread{'s' if chosen['num_threads'] > 1 else ''}"
-    return f"{chosen['isa']}, {chosen['activation']} activations, {threads}: {served}; {chosen['packed_bytes'] / 2**20:.0f} MiB packed"
+    machine = f"{chosen['isa']}, {chosen['activation']} activations, {threads}"
+    return f"{machine}: {served}; {chosen['packed_bytes'] / 2**20:.0f} MiB packed"
 
 
 def _count(shape: tuple[int, ...]) -> int:
