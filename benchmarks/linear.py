@@ -32,7 +32,7 @@ def stored_weight(name: str, out: int, features: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--isa", default=_native.available_isas()[-1], choices=_native.available_isas())
-    parser.add_argument("--activation", default="f32", choices=["f32", "bf16", "int8"])
+    parser.add_argument("--activation", default="f32", choices=["f32", "int16", "bf16", "int8"])
     parser.add_argument("--threads", type=int, default=_native.available_cores())
     parser.add_argument("--rows", default="1,8,64,512", help="row counts, separated by commas")
     arguments = parser.parse_args()

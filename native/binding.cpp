@@ -229,6 +229,10 @@ void bind_runtime(nb::module_& m) {
       .def_prop_ro("arena_bytes", &Runtime::arena_bytes);
 }
 
+GluActivation glu_named(const std::string& name) {
+  return name == "silu" ? GluActivation::silu : GluActivation::gelu_tanh;
+}
+
 void bind_plan(nb::module_& m) {
   nb::class_<View>(m, "View").def(
       "__init__",
@@ -247,16 +251,27 @@ void bind_plan(nb::module_& m) {
           },
           "x"_a, "linear"_a, "begin"_a, "end"_a)
       .def(
-          "linear",
-          [](Plan& self, int64_t begin, int64_t end, int linear, int bias, const View& out) {
-            self.linear({begin, end}, linear, bias, out);
+          "norm_prepare",
+          [](Plan& self, const View& x, int weight, int64_t group, float eps, int linear, int64_t begin, int64_t end) {
+            self.norm_prepare(x, weight, group, eps, linear, {begin, end});
           },
-          "begin"_a, "end"_a, "linear"_a, "bias"_a, "out"_a)
+          "x"_a, "weight"_a, "group"_a, "eps"_a, "linear"_a, "begin"_a, "end"_a)
+      .def(
+          "glu_prepare",
+          [](Plan& self, const std::string& activation, const View& gate, const View& up, int linear, int64_t begin,
+             int64_t end) { self.glu_prepare(glu_named(activation), gate, up, linear, {begin, end}); },
+          "activation"_a, "gate"_a, "up"_a, "linear"_a, "begin"_a, "end"_a)
+      .def(
+          "linear",
+          [](Plan& self, int64_t begin, int64_t end, int linear, int bias, const View* residual, const View& out) {
+            self.linear({begin, end}, linear, bias, residual, out);
+          },
+          "begin"_a, "end"_a, "linear"_a, "bias"_a, "residual"_a.none(), "out"_a)
       .def("add", &Plan::add, "a"_a, "b"_a, "out"_a)
       .def(
           "glu",
           [](Plan& self, const std::string& activation, const View& gate, const View& up, const View& out) {
-            self.glu(activation == "silu" ? GluActivation::silu : GluActivation::gelu_tanh, gate, up, out);
+            self.glu(glu_named(activation), gate, up, out);
           },
           "activation"_a, "gate"_a, "up"_a, "out"_a)
       .def("rope", &Plan::rope, "x"_a, "head_dim"_a, "rotation"_a, "out"_a)

@@ -226,7 +226,8 @@ void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, i
     } else if (form.activation == Activation::bf16) {
       for (int64_t k = 0; k < features; ++k) to[k] = bf16_to_f32(f32_to_bf16(from[k]));
     } else {
-      for (int64_t k = 0; k < features; k += form.group) round_to_fixed_point(from + k, form.group, form.activation, to + k);
+      for (int64_t k = 0; k < features; k += form.group)
+        round_to_fixed_point(from + k, form.group, form.activation, to + k);
     }
   }
 }

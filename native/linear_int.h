@@ -1,10 +1,10 @@
 // The integer family of linear kernels, for quantized weights on machines with integer dot products.
 //
 // Inputs become fixed-point numbers, group by group (a group is the features that share a weight's scale): with
-// Activation::int16, 16 bits of the group's largest magnitude, with Activation::int8 8 bits of it. Products of codes and inputs are then summed in integers,
-// exactly, so a group's sum has the same bits however it is computed: with bytes for few rows, with 16-bit words for many.
-// What follows, in f32 and in increasing k, is one chain per output: y += float(sum) * (weight scale * input scale), and
-// for weights with offsets y += offset * (sum of the group's inputs).
+// Activation::int16, 16 bits of the group's largest magnitude, with Activation::int8 8 bits of it. Products of codes
+// and inputs are then summed in integers, exactly, so a group's sum has the same bits however it is computed: with
+// bytes for few rows, with 16-bit words for many. What follows, in f32 and in increasing k, is one chain per output: y
+// += float(sum) * (weight scale * input scale), and for weights with offsets y += offset * (sum of the group's inputs).
 #pragma once
 
 #include "linear.h"
@@ -29,9 +29,9 @@ struct IntWeights {
 
 // What a row's input of one group carries beside its integers.
 struct IntGroup {
-  float scale;       // input = scale * integer
-  float sum;         // of the group's inputs as rounded
-  int32_t bias_hi;   // min_q * (sum of high bytes), min_q * (sum of low bytes): what codes leave out
+  float scale;      // input = scale * integer
+  float sum;        // of the group's inputs as rounded
+  int32_t bias_hi;  // min_q * (sum of high bytes), min_q * (sum of low bytes): what codes leave out
   int32_t bias_lo;
 };
 

@@ -74,15 +74,14 @@ void prepare_bytes(const InputForm& form, const float* x, int64_t ldx, int64_t r
 
 // Many rows: words in the order in which `unpack_words` leaves codes, or bytes.
 template <int Group>
-void prepare_words(const InputForm& form, const float* x, int64_t ldx, int64_t features, uint8_t* out,
-                   IntGroup* groups, int64_t row_begin, int64_t row_end) {
+void prepare_words(const InputForm& form, const float* x, int64_t ldx, int64_t features, uint8_t* out, IntGroup* groups,
+                   int64_t row_begin, int64_t row_end) {
   const bool wide = form.activation != Activation::int8;
   const __m512i order = _mm512_setr_epi32(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
   for (int64_t r = row_begin; r < row_end; ++r) {
     for (int64_t g = 0; g < features / Group; ++g) {
       __m512i q[Group / kLanes];
-      groups[r * (features / Group) + g] =
-          to_integers<Group>(x + r * ldx + g * Group, form.activation, form.layout, q);
+      groups[r * (features / Group) + g] = to_integers<Group>(x + r * ldx + g * Group, form.activation, form.layout, q);
       for (int i = 0; i < Group / kLanes; ++i) {
         const int64_t at = r * features + g * Group + i * kLanes;
         if (wide) {
@@ -278,8 +277,8 @@ __attribute__((noinline)) void multiply(const Chunk& w, const Inputs& x, float* 
       const __m512 offset = Offset ? _mm512_load_ps(w.offsets + (g * Panels + p) * kLanes) : scale;
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        acc[r][p] = scaled<Offset>(acc[r][p], _mm512_cvtepi32_ps(sum[r][p]), scale, offset,
-                                   x.groups[r * x.ld_groups + g]);
+        acc[r][p] =
+            scaled<Offset>(acc[r][p], _mm512_cvtepi32_ps(sum[r][p]), scale, offset, x.groups[r * x.ld_groups + g]);
       }
     }
   }
@@ -357,9 +356,9 @@ void run_format(const IntWeights& w, const void* prepared, int64_t rows, float* 
     const int i = rows > kFewRows ? 4 : padded == 8 ? 3 : padded == 4 ? 2 : static_cast<int>(padded) - 1;
     by_rows[i](w, prepared, rows, y, ldy, column_begin, column_end);
   };
-#define HEADRACE_BY_ROWS(wide)                                                                             \
-  call(run_bytes<P, Group, Offset, F16, wide, 1>, run_bytes<P, Group, Offset, F16, wide, 2>,               \
-       run_bytes<P, Group, Offset, F16, wide, 4>, run_bytes<P, Group, Offset, F16, wide, 8>,               \
+#define HEADRACE_BY_ROWS(wide)                                                               \
+  call(run_bytes<P, Group, Offset, F16, wide, 1>, run_bytes<P, Group, Offset, F16, wide, 2>, \
+       run_bytes<P, Group, Offset, F16, wide, 4>, run_bytes<P, Group, Offset, F16, wide, 8>, \
        run_words<P, Group, Offset, F16, wide>)
   w.activation == Activation::int8 ? HEADRACE_BY_ROWS(false) : HEADRACE_BY_ROWS(true);
 #undef HEADRACE_BY_ROWS

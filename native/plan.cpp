@@ -46,6 +46,10 @@ void Plan::append(std::unique_ptr<Op> op) {
   counters_.reset();
 }
 
+void Plan::reserve_scratch(int64_t floats) {
+  scratch_bytes_ = std::max<int64_t>(scratch_bytes_, (floats * 4 + 4095) / 4096 * 4096);
+}
+
 void Plan::embed(int table, float scale, const View& out) {
   append(std::make_unique<EmbedOp>(runtime_.table(table), scale, out));
 }
@@ -58,9 +62,20 @@ void Plan::prepare(const View& x, int linear, const Span& out) {
   append(std::make_unique<PrepareOp>(x, runtime_.linear(linear).form, out));
 }
 
-void Plan::linear(const Span& x, int linear, int bias, const View& out) {
+void Plan::norm_prepare(const View& x, int weight, int64_t group, float eps, int linear, const Span& out) {
+  reserve_scratch(kRowTile * x.features);
+  append(std::make_unique<NormPrepareOp>(x, runtime_.vector(weight).data(), group, eps, runtime_.linear(linear).form,
+                                         out));
+}
+
+void Plan::glu_prepare(GluActivation activation, const View& gate, const View& up, int linear, const Span& out) {
+  reserve_scratch(kRowTile * gate.features);
+  append(std::make_unique<GluPrepareOp>(activation, gate, up, runtime_.linear(linear).form, out));
+}
+
+void Plan::linear(const Span& x, int linear, int bias, const View* residual, const View& out) {
   const float* bias_data = bias < 0 ? nullptr : runtime_.vector(bias).data();
-  append(std::make_unique<LinearOp>(x, runtime_.linear(linear), bias_data, runtime_.pool.size(), out));
+  append(std::make_unique<LinearOp>(x, runtime_.linear(linear), bias_data, residual, runtime_.pool.size(), out));
 }
 
 void Plan::add(const View& a, const View& b, const View& out) { append(std::make_unique<AddOp>(a, b, out)); }
@@ -82,8 +97,7 @@ void Plan::attention(const View& q, const View& k, const View& v, int layer, con
   const int32_t rows = std::max(1, kMaxQueries / shape.group());
   rows_per_chunk_ = std::min(rows_per_chunk_, rows);
   const int64_t queries = int64_t{rows} * shape.group();
-  const int64_t floats = attention_scratch_floats(queries, shape.head_dim);
-  scratch_bytes_ = std::max<int64_t>(scratch_bytes_, (floats * 4 + 4095) / 4096 * 4096);
+  reserve_scratch(attention_scratch_floats(queries, shape.head_dim));
   partial_floats_ = std::max(partial_floats_, shape.num_heads * headrace::partial_floats(shape.head_dim));
 }
 

@@ -100,8 +100,12 @@ class Plan {
 
   void embed(int table, float scale, const View& out);
   void rms_norm(const View& x, int weight, int64_t group, float eps, const View& out);
+  // Each makes what `linear` reads: of x, of its norm, or of a gated unit.
   void prepare(const View& x, int linear, const Span& out);
-  void linear(const Span& x, int linear, int bias, const View& out);  // bias: a vector's number, or -1
+  void norm_prepare(const View& x, int weight, int64_t group, float eps, int linear, const Span& out);
+  void glu_prepare(GluActivation activation, const View& gate, const View& up, int linear, const Span& out);
+  // bias: a vector's number, or -1; residual: added to the result, or null.
+  void linear(const Span& x, int linear, int bias, const View* residual, const View& out);
   void add(const View& a, const View& b, const View& out);
   void glu(GluActivation activation, const View& gate, const View& up, const View& out);
   void rope(const View& x, int32_t head_dim, int rotation, const View& out);
@@ -134,7 +138,8 @@ class Plan {
   };
 
   void append(std::unique_ptr<Op> op);
-  void ready();  // make what replays need, once the ops are known
+  void reserve_scratch(int64_t floats);  // of each worker
+  void ready();                          // make what replays need, once the ops are known
   void walk(const Replay& replay, int worker, bool timed);
   void run_op(const Replay& replay, size_t i, int64_t chunks, int worker);
 

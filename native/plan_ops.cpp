@@ -74,15 +74,50 @@ PrepareOp::PrepareOp(const View& x_, const InputForm& form_, const Span& out_)
 
 int64_t PrepareOp::num_chunks(const Replay& replay) const { return (replay.count(x.rows) + kRowTile - 1) / kRowTile; }
 
-void PrepareOp::run(const Replay& replay, int64_t chunk, int) const {
-  const int64_t rows = replay.count(x.rows);
-  headrace::prepare(form, replay.at(x), x.ld, rows, x.features, replay.runtime.arena() + out.begin, chunk * kRowTile,
-                    std::min(rows, (chunk + 1) * kRowTile));
+void PrepareOp::run(const Replay& replay, int64_t chunk, int worker) const {
+  const int64_t count = replay.count(x.rows), begin = chunk * kRowTile, end = std::min(count, begin + kRowTile);
+  const auto [first, ld] = rows(replay, begin, end, worker);
+  headrace::prepare(form, first - begin * ld, ld, count, x.features, replay.runtime.arena() + out.begin, begin, end);
 }
 
-LinearOp::LinearOp(const Span& x_, const Linear& linear_, const float* bias_, int num_workers, const View& out_)
+std::pair<const float*, int64_t> PrepareOp::rows(const Replay& replay, int64_t begin, int64_t, int) const {
+  return {replay.at(x, begin), x.ld};
+}
+
+NormPrepareOp::NormPrepareOp(const View& x_, const float* weight_, int64_t group_, float eps_, const InputForm& form_,
+                             const Span& out_)
+    : PrepareOp(x_, form_, out_), weight(weight_), group(group_), eps(eps_) {}
+
+std::pair<const float*, int64_t> NormPrepareOp::rows(const Replay& replay, int64_t begin, int64_t end,
+                                                     int worker) const {
+  float* y = replay.scratch(worker);
+  for (int64_t row = begin; row < end; ++row) {
+    replay.runtime.kernels.rms_norm(replay.at(x, row), x.features, group, weight, eps, y + (row - begin) * x.features);
+  }
+  return {y, x.features};
+}
+
+GluPrepareOp::GluPrepareOp(GluActivation activation_, const View& gate, const View& up_, const InputForm& form_,
+                           const Span& out_)
+    : PrepareOp(gate, form_, out_), activation(activation_), up(up_) {
+  touches.push_back(reads(up));
+}
+
+std::pair<const float*, int64_t> GluPrepareOp::rows(const Replay& replay, int64_t begin, int64_t end,
+                                                    int worker) const {
+  float* y = replay.scratch(worker);
+  for (int64_t row = begin; row < end; ++row) {
+    replay.runtime.kernels.glu(activation, replay.at(x, row), replay.at(up, row), x.features,
+                               y + (row - begin) * x.features);
+  }
+  return {y, x.features};
+}
+
+LinearOp::LinearOp(const Span& x_, const Linear& linear_, const float* bias_, const View* residual_, int num_workers,
+                   const View& out_)
     : Op(OpKind::linear), x(x_), linear(linear_), bias(bias_), out(out_) {
   touches = {touches_span(x, false), writes(out)};
+  if (residual_) touches.push_back(reads(residual.emplace(*residual_)));
   // Some chunks more than workers, so that a worker that was held up leaves its share to the others.
   const int64_t tiles = (linear.out_features + linear.column_tile - 1) / linear.column_tile;
   const int64_t wanted = num_workers == 1 ? 1 : 6 * num_workers;
@@ -97,10 +132,10 @@ void LinearOp::run(const Replay& replay, int64_t chunk, int) const {
   const int64_t begin = chunk * columns_per_chunk, end = std::min(begin + columns_per_chunk, linear.out_features);
   const int64_t rows = replay.count(out.rows);
   linear.run(replay.runtime.arena() + x.begin, rows, replay.at(out), out.ld, begin, end);
-  if (!bias) return;
-  for (int64_t row = 0; row < rows; ++row) {
+  for (int64_t row = 0; (bias || residual) && row < rows; ++row) {
     float* y = replay.at(out, row) + begin;
-    replay.runtime.kernels.add(y, bias + begin, end - begin, y);
+    if (bias) replay.runtime.kernels.add(y, bias + begin, end - begin, y);
+    if (residual) replay.runtime.kernels.add(y, replay.at(*residual, row) + begin, end - begin, y);
   }
 }
 

@@ -1,6 +1,9 @@
 // The ops of a plan: small structs that know their operands, how they divide, and which kernel runs a chunk.
 #pragma once
 
+#include <optional>
+#include <utility>
+
 #include "plan.h"
 
 namespace headrace {
@@ -25,22 +28,43 @@ struct RmsNormOp final : Op {
   View out;
 };
 
-struct PrepareOp final : Op {
+// Converts rows to what a linear kernel reads. Subclasses compute the rows first, a tile at a time, into the worker's
+// scratch: nothing else reads them.
+struct PrepareOp : Op {
   PrepareOp(const View& x, const InputForm& form, const Span& out);
-  int64_t num_chunks(const Replay& replay) const override;
-  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  int64_t num_chunks(const Replay& replay) const final;
+  void run(const Replay& replay, int64_t chunk, int worker) const final;
+  // A pointer to the first row, and the distance between rows.
+  virtual std::pair<const float*, int64_t> rows(const Replay& replay, int64_t begin, int64_t end, int worker) const;
   View x;
   InputForm form;
   Span out;
 };
 
+struct NormPrepareOp final : PrepareOp {
+  NormPrepareOp(const View& x, const float* weight, int64_t group, float eps, const InputForm& form, const Span& out);
+  std::pair<const float*, int64_t> rows(const Replay& replay, int64_t begin, int64_t end, int worker) const override;
+  const float* weight;
+  int64_t group;
+  float eps;
+};
+
+struct GluPrepareOp final : PrepareOp {
+  GluPrepareOp(GluActivation activation, const View& gate, const View& up, const InputForm& form, const Span& out);
+  std::pair<const float*, int64_t> rows(const Replay& replay, int64_t begin, int64_t end, int worker) const override;
+  GluActivation activation;
+  View up;
+};
+
 struct LinearOp final : Op {
-  LinearOp(const Span& x, const Linear& linear, const float* bias, int num_workers, const View& out);
+  LinearOp(const Span& x, const Linear& linear, const float* bias, const View* residual, int num_workers,
+           const View& out);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
   Span x;
   const Linear& linear;
   const float* bias;
+  std::optional<View> residual;
   int64_t columns_per_chunk;
   View out;
 };

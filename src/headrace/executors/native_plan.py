@@ -1,6 +1,8 @@
 """From a graph to a native plan: which ops run in which order, and where in the arena their values live.
 
-Slices are views of what they slice. A value's bytes are given to later values once nothing reads it any more.
+Slices are views of what they slice. A value's bytes are given to later values once nothing reads it any more. Values
+that one op alone reads, and nobody taps, are never written out: norms and gated units go straight into what the next
+linear reads, and a residual is added where the linear before it leaves its columns. The arithmetic is the same.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -66,13 +68,19 @@ class CompiledPlan:
 
 @dataclass(slots=True)
 class _Lowering:
-    """Instructions for a graph's nodes in order."""
+    """Instructions for a graph's nodes in order.
+
+    `values` holds the outputs that exist as rows of floats; `converted` those that exist only as linears read them.
+    """
 
     graph: Graph
     weights: PackedWeights
     runtime: Runtime
     max_rows: Mapping[Rows, int]
+    taps: Sequence[str]
+    consumers: dict[str, list[Node]] = field(default_factory=dict)
     values: dict[str, Columns] = field(default_factory=dict)
+    converted: dict[str, Buffer] = field(default_factory=dict)
     prepared: dict[tuple[int, int, int, tuple[int, ...]], Buffer] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
 
@@ -88,6 +96,9 @@ class _Lowering:
             "attention": self._attention,
             "select_rows": self._select_rows,
         }
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                self.consumers.setdefault(name, []).append(node)
         for node in self.graph.nodes:
             rules[node.op](node)
         logits = self.values[self.graph.output]
@@ -112,29 +123,63 @@ class _Lowering:
         self._append((), (out,), lambda plan: plan.embed(table, scale, out.view()))
 
     def _rms_norm(self, node: Node) -> None:
-        (x,), out = self._inputs(node), self._output(node)
-        weight, group, eps = self.weights.vector(node.params[0]), node.integer("group"), node.number("eps")
+        (x,), weight = self._inputs(node), self.weights.vector(node.params[0])
+        group, eps = node.integer("group"), node.number("eps")
+        if (linear := self._only_reader(node)) is not None:
+            made = self._convert(node, linear)
+            self._append_conversion(
+                (x,), made, lambda plan: plan.norm_prepare(x.view(), weight, group, eps, linear, *_span(made))
+            )
+            return
+        out = self._output(node)
         self._append((x,), (out,), lambda plan: plan.rms_norm(x.view(), weight, group, eps, out.view()))
 
     def _linear(self, node: Node) -> None:
-        (x,), out, parts = self._inputs(node), self._output(node), node.integer("parts")
-        start = 0
+        parts, residual = node.integer("parts"), None
+        target = node
+        if (sum_node := self._residual_sum(node)) is not None:
+            target = sum_node
+            residual = self.values[next(name for name in sum_node.inputs if name != node.name)]
+        out, start = self._output(target), 0
         for i, name in enumerate(node.params[:parts]):
             linear = self.weights.linear(name)
             bias = self.weights.vector(node.params[parts + i]) if node.attrs["bias"] else -1
             size = self.graph.params[name].shape[0]
-            self._one_linear(linear, bias, x, out.part(start, size))
+            self._one_linear(linear, bias, node.inputs[0], residual, out.part(start, size))
             start += size
 
-    def _one_linear(self, linear: int, bias: int, x: Columns, out: Columns) -> None:
-        prepared = self._prepare(linear, x)
-        self.instructions.append(
-            Instruction(
-                (prepared,),
-                (out.buffer,),
-                lambda plan: plan.linear(*_span(prepared), linear, bias, out.view()),
-            )
-        )
+    def _one_linear(self, linear: int, bias: int, source: str, residual: Columns | None, out: Columns) -> None:
+        prepared = self.converted.get(source) or self._prepare(linear, self.values[source])
+        reads = (prepared,) if residual is None else (prepared, residual.buffer)
+
+        def emit(plan: Plan) -> None:
+            plan.linear(*_span(prepared), linear, bias, None if residual is None else residual.view(), out.view())
+
+        self.instructions.append(Instruction(reads, (out.buffer,), emit))
+
+    def _only_reader(self, node: Node) -> int | None:
+        """A linear that stands for all readers of the node, if they are linears and want the same form of it."""
+        readers = self.consumers.get(node.name, [])
+        if node.name in self.taps or not readers or any(reader.op != "linear" for reader in readers):
+            return None
+        linears = [self.weights.linear(name) for reader in readers for name in reader.params[: reader.integer("parts")]]
+        return linears[0] if len({self.runtime.input_form(linear) for linear in linears}) == 1 else None
+
+    def _residual_sum(self, node: Node) -> Node | None:
+        """The addition that alone reads this linear, if what it adds is there already."""
+        readers = self.consumers.get(node.name, [])
+        if node.name in self.taps or len(readers) != 1 or readers[0].op != "add" or node.integer("parts") != 1:
+            return None
+        others = [name for name in readers[0].inputs if name != node.name]
+        return readers[0] if len(others) == 1 and others[0] in self.values else None
+
+    def _convert(self, node: Node, linear: int) -> Buffer:
+        made = Buffer(_round_up(self.runtime.prepared_bytes(linear, self.max_rows[node.rows]), ALIGNMENT))
+        self.converted[node.name] = made
+        return made
+
+    def _append_conversion(self, reads: Iterable[Columns], made: Buffer, emit: Callable[[Plan], None]) -> None:
+        self.instructions.append(Instruction(tuple(value.buffer for value in reads), (made,), emit))
 
     def _prepare(self, linear: int, x: Columns) -> Buffer:
         """The input converted to the form that the kernel wants; made once for all linears that want the same."""
@@ -152,11 +197,22 @@ class _Lowering:
         self.values[node.name] = x.part(node.integer("start"), node.integer("size"))
 
     def _add(self, node: Node) -> None:
+        if node.name in self.values:  # made by the linear before it
+            return
         (a, b), out = self._inputs(node), self._output(node)
         self._append((a, b), (out,), lambda plan: plan.add(a.view(), b.view(), out.view()))
 
     def _glu(self, node: Node) -> None:
-        (gate, up), out, activation = self._inputs(node), self._output(node), node.text("activation")
+        (gate, up), activation = self._inputs(node), node.text("activation")
+        if (linear := self._only_reader(node)) is not None:
+            made = self._convert(node, linear)
+            self._append_conversion(
+                (gate, up),
+                made,
+                lambda plan: plan.glu_prepare(activation, gate.view(), up.view(), linear, *_span(made)),
+            )
+            return
+        out = self._output(node)
         self._append((gate, up), (out,), lambda plan: plan.glu(activation, gate.view(), up.view(), out.view()))
 
     def _rope(self, node: Node) -> None:
@@ -187,7 +243,7 @@ def compile_plan(
 
     Reserves the arena that it needs; `max_rows` says how many rows of each kind a step may have.
     """
-    lowering = _Lowering(graph, weights, runtime, max_rows)
+    lowering = _Lowering(graph, weights, runtime, max_rows, taps)
     lowering.run()
     kept = {name: lowering.values[name] for name in taps}
     runtime.reserve_arena(place(lowering.instructions, [value.buffer for value in kept.values()]))
