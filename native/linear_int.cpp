@@ -2,8 +2,10 @@
 #include "linear_int.h"
 
 #include <algorithm>
+#include <bit>
 #include <cassert>
 #include <cstring>
+#include <vector>
 
 #include "formats.h"
 
@@ -14,11 +16,12 @@ namespace {
 
 using Payload = IntWeights::Payload;
 
-uint16_t f32_to_f16_exact(float value) {
-  const _Float16 half = static_cast<_Float16>(value);
-  uint16_t bits;
-  std::memcpy(&bits, &half, sizeof bits);
-  return bits;
+// Of a number that an f16 holds exactly, the bits: `f16_to_f32` backwards.
+inline uint16_t f16_bits(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value), magnitude = bits & 0x7fffffffu;
+  const uint32_t half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) * 0x1p-112f) >> 13;
+  const uint32_t nonfinite = 0x7c00u | (magnitude >> 13 & 0x3ffu);
+  return static_cast<uint16_t>((magnitude >= 0x7f800000u ? nonfinite : half) | (bits >> 16 & 0x8000u));
 }
 
 const char* kernel_name(const IntWeights& w) {
@@ -64,51 +67,60 @@ class IntLinear final : public Linear {
 
   void pack(const WeightView& view, int64_t column_begin, int64_t column_end) override {
     assert(view.out_features == out_features && view.in_features == in_features && column_begin % column_tile == 0);
+    const IntWeights& w = weights_;
+    const int64_t groups = in_features / w.group;
+    // Columns past the last are zeros: rows of codes, scales and offsets that nothing fills.
+    std::vector<uint8_t> codes(kIntPanel * in_features);
+    std::vector<float> scales(kIntPanel * groups), offsets(kIntPanel * groups);
     for (int64_t n = column_begin; n < column_end; n += kIntPanel) {
-      uint8_t* panel = weights_.data + n / kIntPanel * weights_.panel_bytes;
       const int64_t lanes = std::min(kIntPanel, out_features - n);
-      // Columns past the last, and both nibbles of a byte, start as zeros.
-      if (lanes < kIntPanel || weights_.payload == Payload::u4) std::memset(panel, 0, weights_.panel_bytes);
+      if (lanes < kIntPanel) {
+        std::fill(codes.begin(), codes.end(), uint8_t{0});
+        std::fill(scales.begin(), scales.end(), 0.0f);
+        std::fill(offsets.begin(), offsets.end(), 0.0f);
+      }
       for (int64_t lane = 0; lane < lanes; ++lane) {
-        pack_row(view.format, view.data + (n + lane) * view.row_bytes, lane, panel);
+        uint8_t* row = codes.data() + lane * in_features;
+        decode_quants(view.format, view.data + (n + lane) * view.row_bytes, in_features, reinterpret_cast<int8_t*>(row),
+                      scales.data() + lane * groups, offsets.data() + lane * groups);
+        for (int64_t k = 0; k < in_features; ++k) row[k] = static_cast<uint8_t>(row[k] - w.min_q);
+      }
+      uint8_t* group = w.data + n / kIntPanel * w.panel_bytes;
+      for (int64_t g = 0; g < groups; ++g, group += w.group_bytes) {
+        pack_codes(codes.data() + g * w.group, group);
+        pack_scales(scales.data() + g, groups, group + w.payload_bytes);
+        if (w.has_offset) pack_scales(offsets.data() + g, groups, group + w.payload_bytes + w.scale_bytes);
       }
     }
   }
 
  private:
-  void pack_row(Format format, const uint8_t* row, int64_t lane, uint8_t* panel) const {
-    const FormatTraits& t = traits(format);
-    constexpr int64_t kMaxBlock = 256;
-    int8_t q[kMaxBlock];
-    float scale[kMaxBlock / 16], offset[kMaxBlock / 16];
-    for (int64_t k = 0; k < in_features; k += t.block, row += t.block_bytes) {
-      decode_quants(format, row, t.block, q, scale, offset);
-      for (int64_t i = 0; i < t.block / t.group; ++i, panel += weights_.group_bytes) {
-        pack_codes(q + i * t.group, lane, panel);
-        store_scale(scale[i], panel + weights_.payload_bytes, lane);
-        if (t.has_offset) store_scale(offset[i], panel + weights_.payload_bytes + weights_.scale_bytes, lane);
+  // One group of 16 rows of codes, `in_features` apart.
+  void pack_codes(const uint8_t* codes, uint8_t* out) const {
+    const int64_t step = weights_.payload == Payload::u4 ? 2 * kQuad : kQuad;
+    for (int64_t k = 0; k < weights_.group; k += step) {
+      for (int64_t lane = 0; lane < kIntPanel; ++lane, out += kQuad) {
+        const uint8_t* row = codes + lane * in_features + k;
+        uint32_t quad, next;
+        std::memcpy(&quad, row, sizeof quad);
+        if (weights_.payload == Payload::u4) {
+          std::memcpy(&next, row + kQuad, sizeof next);
+          quad |= next << 4;  // codes below 16: no byte reaches into its neighbour
+        }
+        std::memcpy(out, &quad, sizeof quad);
       }
     }
   }
 
-  void pack_codes(const int8_t* q, int64_t lane, uint8_t* group) const {
-    for (int64_t k = 0; k < weights_.group; ++k) {
-      const auto code = static_cast<uint8_t>(q[k] - weights_.min_q);
-      const int64_t quad = k / kQuad, byte = lane * kQuad + k % kQuad;
-      if (weights_.payload == Payload::u4) {
-        group[quad / 2 * 64 + byte] |= static_cast<uint8_t>(code << (quad % 2 * 4));
+  void pack_scales(const float* values, int64_t stride, uint8_t* out) const {
+    for (int64_t lane = 0; lane < kIntPanel; ++lane) {
+      const float value = values[lane * stride];
+      if (weights_.f16_scales) {
+        const uint16_t bits = f16_bits(value);
+        std::memcpy(out + 2 * lane, &bits, sizeof bits);
       } else {
-        group[quad * 64 + byte] = code;
+        std::memcpy(out + 4 * lane, &value, sizeof value);
       }
-    }
-  }
-
-  void store_scale(float value, uint8_t* scales, int64_t lane) const {
-    if (weights_.f16_scales) {
-      const uint16_t bits = f32_to_f16_exact(value);
-      std::memcpy(scales + 2 * lane, &bits, sizeof bits);
-    } else {
-      std::memcpy(scales + 4 * lane, &value, sizeof value);
     }
   }
 
