@@ -80,22 +80,22 @@ void q8_0(const uint8_t* b, int8_t* q, float* scale, float*) {
 // Two-bit planes: each run of 32 bytes holds four runs of 32 values.
 int two_bits(const uint8_t* qs, int i) { return qs[i / 128 * 32 + i % 32] >> (i / 32 % 4 * 2) & 3; }
 
-void q2_k(const uint8_t* b, int8_t* q, float* scale, float* offset) {
-  const float d = load_f16(b + 80), dmin = load_f16(b + 82);
+void q2_k(const uint8_t* b, int8_t* q, KScales& k) {
+  k.d = load_f16(b + 80), k.dmin = load_f16(b + 82);
   for (int g = 0; g < 16; ++g) {
-    scale[g] = d * static_cast<float>(b[g] & 15);
-    offset[g] = -(dmin * static_cast<float>(b[g] >> 4));
+    k.scale[g] = static_cast<int8_t>(b[g] & 15);
+    k.min[g] = static_cast<int8_t>(b[g] >> 4);
   }
   for (int i = 0; i < 256; ++i) q[i] = static_cast<int8_t>(two_bits(b + 16, i));
 }
 
-void q3_k(const uint8_t* b, int8_t* q, float* scale, float*) {
+void q3_k(const uint8_t* b, int8_t* q, KScales& k) {
   const uint8_t *high = b, *qs = b + 32, *scales = b + 96;
-  const float d = load_f16(b + 108);
+  k.d = load_f16(b + 108);
   for (int g = 0; g < 16; ++g) {
     const int low = scales[g % 8] >> (g / 8 * 4) & 15;
     const int six = low | (scales[8 + g % 4] >> (g / 4 * 2) & 3) << 4;
-    scale[g] = d * static_cast<float>(six - 32);
+    k.scale[g] = static_cast<int8_t>(six - 32);
   }
   for (int i = 0; i < 256; ++i) {
     const int clear = ~(high[i % 32] >> (i / 32)) & 1;  // the third bit is stored inverted
@@ -104,33 +104,31 @@ void q3_k(const uint8_t* b, int8_t* q, float* scale, float*) {
 }
 
 // Eight six-bit scales and minima in twelve bytes.
-void k_scales(const uint8_t* b, float* scale, float* offset) {
-  const float d = load_f16(b), dmin = load_f16(b + 2);
+void six_bit_scales(const uint8_t* b, KScales& k) {
+  k.d = load_f16(b), k.dmin = load_f16(b + 2);
   const uint8_t* s = b + 4;
   for (int g = 0; g < 8; ++g) {
-    const int sc = g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4;
-    const int m = g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | (s[g] >> 6) << 4;
-    scale[g] = d * static_cast<float>(sc);
-    offset[g] = -(dmin * static_cast<float>(m));
+    k.scale[g] = static_cast<int8_t>(g < 4 ? s[g] & 63 : (s[g + 4] & 15) | (s[g - 4] >> 6) << 4);
+    k.min[g] = static_cast<int8_t>(g < 4 ? s[g + 4] & 63 : (s[g + 4] >> 4) | (s[g] >> 6) << 4);
   }
 }
 
-void q4_k(const uint8_t* b, int8_t* q, float* scale, float* offset) {
-  k_scales(b, scale, offset);
+void q4_k(const uint8_t* b, int8_t* q, KScales& k) {
+  six_bit_scales(b, k);
   for (int i = 0; i < 256; ++i) q[i] = static_cast<int8_t>(b[16 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15);
 }
 
-void q5_k(const uint8_t* b, int8_t* q, float* scale, float* offset) {
-  k_scales(b, scale, offset);
+void q5_k(const uint8_t* b, int8_t* q, KScales& k) {
+  six_bit_scales(b, k);
   for (int i = 0; i < 256; ++i) {
     const int low = b[48 + i / 64 * 32 + i % 32] >> (i / 32 % 2 * 4) & 15;
     q[i] = static_cast<int8_t>(low | (b[16 + i % 32] >> (i / 32) & 1) << 4);
   }
 }
 
-void q6_k(const uint8_t* b, int8_t* q, float* scale, float*) {
-  const float d = load_f16(b + 208);
-  for (int g = 0; g < 16; ++g) scale[g] = d * static_cast<float>(static_cast<int8_t>(b[192 + g]));
+void q6_k(const uint8_t* b, int8_t* q, KScales& k) {
+  k.d = load_f16(b + 208);
+  std::memcpy(k.scale, b + 192, 16);
   for (int i = 0; i < 256; ++i) {
     const int low = b[i / 128 * 64 + i % 64] >> (i / 64 % 2 * 4) & 15;
     q[i] = static_cast<int8_t>((low | two_bits(b + 128, i) << 4) - 32);
@@ -138,8 +136,23 @@ void q6_k(const uint8_t* b, int8_t* q, float* scale, float*) {
 }
 
 using BlockDecoder = void (*)(const uint8_t* block, int8_t* q, float* scale, float* offset);
-constexpr BlockDecoder kDecoders[] = {nullptr, nullptr, nullptr, q4_0, q4_1, q5_0, q5_1,
-                                      q8_0,    q2_k,    q3_k,    q4_k, q5_k, q6_k};
+constexpr BlockDecoder kDecoders[] = {nullptr, nullptr, nullptr, q4_0, q4_1, q5_0, q5_1, q8_0};
+using KDecoder = void (*)(const uint8_t* block, int8_t* q, KScales& scales);
+constexpr KDecoder kKDecoders[] = {q2_k, q3_k, q4_k, q5_k, q6_k};
+
+KDecoder k_decoder(Format format) { return kKDecoders[static_cast<int>(format) - static_cast<int>(Format::q2_k)]; }
+
+// One block of any quantized format.
+void decode_block(Format format, const uint8_t* block, int8_t* q, float* scale, float* offset) {
+  if (!is_k_quant(format)) return kDecoders[static_cast<int>(format)](block, q, scale, offset);
+  const FormatTraits& t = traits(format);
+  KScales k;
+  k_decoder(format)(block, q, k);
+  for (int g = 0; g < t.block / t.group; ++g) {
+    scale[g] = k.d * static_cast<float>(k.scale[g]);
+    if (t.has_offset) offset[g] = -(k.dmin * static_cast<float>(k.min[g]));
+  }
+}
 
 }  // namespace
 
@@ -152,12 +165,18 @@ Format format_named(const std::string& name) {
   throw std::invalid_argument("no kernel reads the number format '" + name + "'");
 }
 
+void decode_k_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, KScales* scales) {
+  const FormatTraits& t = traits(format);
+  assert(is_k_quant(format) && features % t.block == 0);
+  const KDecoder decode = k_decoder(format);
+  for (int64_t i = 0; i < features; i += t.block, row += t.block_bytes) decode(row, q + i, *scales++);
+}
+
 void decode_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, float* scale, float* offset) {
   const FormatTraits& t = traits(format);
   assert(t.group > 0 && features % t.block == 0);
-  const BlockDecoder decode = kDecoders[static_cast<int>(format)];
   for (int64_t i = 0; i < features; i += t.block, row += t.block_bytes) {
-    decode(row, q + i, scale + i / t.group, offset + i / t.group);
+    decode_block(format, row, q + i, scale + i / t.group, offset + i / t.group);
   }
 }
 
@@ -180,7 +199,7 @@ void decode_row(Format format, const uint8_t* row, int64_t features, float* out)
   int8_t q[256];
   float scale[16], offset[16];
   for (int64_t i = 0; i < features; i += t.block, row += t.block_bytes, out += t.block) {
-    kDecoders[static_cast<int>(format)](row, q, scale, offset);
+    decode_block(format, row, q, scale, offset);
     for (int j = 0; j < t.block; ++j) {
       const float product = scale[j / t.group] * static_cast<float>(q[j]);
       out[j] = t.has_offset ? product + offset[j / t.group] : product;

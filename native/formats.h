@@ -25,6 +25,18 @@ const FormatTraits& traits(Format format);
 // Throws std::invalid_argument, naming the format, if no kernel reads it.
 Format format_named(const std::string& name);
 
+// Of a K-quant block, what its scales are made of: group g has scale d * scale[g] and offset -(dmin * min[g]).
+struct KScales {
+  float d, dmin;
+  int8_t scale[16], min[16];
+};
+
+// Blocks of K-quants hold two levels of scales.
+constexpr bool is_k_quant(Format format) { return format >= Format::q2_k; }
+
+// Decode `features` values of a row of K-quants to integers and one KScales per block.
+void decode_k_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, KScales* scales);
+
 // Decode `features` values of a quantized row to integers and one scale (and offset, if the format has them; else
 // untouched) per group. `features` must be a multiple of the format's block.
 void decode_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, float* scale, float* offset);

@@ -25,30 +25,37 @@ inline uint16_t f16_bits(float value) {
 }
 
 const char* kernel_name(const IntWeights& w) {
-  static constexpr const char* kNames[2][2][2] = {
-      {{"vnni w4a16 g16", "vnni w4a16 g32"}, {"vnni w8a16 g16", "vnni w8a16 g32"}},
-      {{"vnni w4a8 g16", "vnni w4a8 g32"}, {"vnni w8a8 g16", "vnni w8a8 g32"}},
+  static constexpr const char* kNames[2][3][2] = {
+      {{"vnni w4a16 g16", "vnni w4a16 g32"},
+       {"vnni w6a16 g16", "vnni w6a16 g32"},
+       {"vnni w8a16 g16", "vnni w8a16 g32"}},
+      {{"vnni w4a8 g16", "vnni w4a8 g32"}, {"vnni w6a8 g16", "vnni w6a8 g32"}, {"vnni w8a8 g16", "vnni w8a8 g32"}},
   };
-  return kNames[w.activation == Activation::int8][w.payload == Payload::u8][w.group == 32];
+  return kNames[w.activation == Activation::int8][static_cast<int>(w.payload)][w.group == 32];
 }
 
 class IntLinear final : public Linear {
  public:
   IntLinear(Format format, int64_t out, int64_t in, Activation activation) {
     const FormatTraits& t = traits(format);
+    const int codes = t.max_q - t.min_q + 1;
+    const int bits = codes <= 16 ? 4 : codes <= 64 ? 6 : 8, vectors = t.has_offset ? 2 : 1;
     IntWeights& w = weights_;
-    w.payload = t.max_q - t.min_q < 16 ? Payload::u4 : Payload::u8;
+    w.payload = bits == 4 ? Payload::u4 : bits == 6 ? Payload::u6 : Payload::u8;
     w.has_offset = t.has_offset;
-    w.f16_scales = t.f16_scales;
+    w.two_levels = is_k_quant(format);
     w.activation = activation;
     w.min_q = t.min_q;
     w.out_features = out;
     w.in_features = in;
     w.group = t.group;
-    w.payload_bytes = t.group * kIntPanel / (w.payload == Payload::u4 ? 2 : 1);
-    w.scale_bytes = kIntPanel * (w.f16_scales ? 2 : 4);
-    w.group_bytes = w.payload_bytes + w.scale_bytes * (w.has_offset ? 2 : 1);
-    w.panel_bytes = in / t.group * w.group_bytes;
+    w.block = w.two_levels ? t.block : t.group;
+    w.header_bytes = w.two_levels ? vectors * kIntPanel * 2 : 0;
+    w.payload_bytes = t.group * kIntPanel * bits / 8;
+    w.scale_bytes = kIntPanel * (w.two_levels ? 1 : 2);
+    w.group_bytes = w.payload_bytes + w.scale_bytes * vectors;
+    w.block_bytes = w.header_bytes + w.block / w.group * w.group_bytes;
+    w.panel_bytes = in / w.block * w.block_bytes;
 
     out_features = out;
     in_features = in;
@@ -67,61 +74,108 @@ class IntLinear final : public Linear {
 
   void pack(const WeightView& view, int64_t column_begin, int64_t column_end) override {
     assert(view.out_features == out_features && view.in_features == in_features && column_begin % column_tile == 0);
-    const IntWeights& w = weights_;
-    const int64_t groups = in_features / w.group;
-    // Columns past the last are zeros: rows of codes, scales and offsets that nothing fills.
-    std::vector<uint8_t> codes(kIntPanel * in_features);
-    std::vector<float> scales(kIntPanel * groups), offsets(kIntPanel * groups);
+    // Columns past the last are zeros: rows that nothing fills.
+    Rows rows(in_features, weights_.group);
     for (int64_t n = column_begin; n < column_end; n += kIntPanel) {
       const int64_t lanes = std::min(kIntPanel, out_features - n);
-      if (lanes < kIntPanel) {
-        std::fill(codes.begin(), codes.end(), uint8_t{0});
-        std::fill(scales.begin(), scales.end(), 0.0f);
-        std::fill(offsets.begin(), offsets.end(), 0.0f);
-      }
-      for (int64_t lane = 0; lane < lanes; ++lane) {
-        uint8_t* row = codes.data() + lane * in_features;
-        decode_quants(view.format, view.data + (n + lane) * view.row_bytes, in_features, reinterpret_cast<int8_t*>(row),
-                      scales.data() + lane * groups, offsets.data() + lane * groups);
-        for (int64_t k = 0; k < in_features; ++k) row[k] = static_cast<uint8_t>(row[k] - w.min_q);
-      }
-      uint8_t* group = w.data + n / kIntPanel * w.panel_bytes;
-      for (int64_t g = 0; g < groups; ++g, group += w.group_bytes) {
-        pack_codes(codes.data() + g * w.group, group);
-        pack_scales(scales.data() + g, groups, group + w.payload_bytes);
-        if (w.has_offset) pack_scales(offsets.data() + g, groups, group + w.payload_bytes + w.scale_bytes);
-      }
+      if (lanes < kIntPanel) rows = Rows(in_features, weights_.group);
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        decode(view.format, view.data + (n + lane) * view.row_bytes, lane, rows);
+      pack_panel(rows, weights_.data + n / kIntPanel * weights_.panel_bytes);
     }
   }
 
  private:
-  // One group of 16 rows of codes, `in_features` apart.
-  void pack_codes(const uint8_t* codes, uint8_t* out) const {
-    const int64_t step = weights_.payload == Payload::u4 ? 2 * kQuad : kQuad;
-    for (int64_t k = 0; k < weights_.group; k += step) {
-      for (int64_t lane = 0; lane < kIntPanel; ++lane, out += kQuad) {
-        const uint8_t* row = codes + lane * in_features + k;
-        uint32_t quad, next;
-        std::memcpy(&quad, row, sizeof quad);
-        if (weights_.payload == Payload::u4) {
-          std::memcpy(&next, row + kQuad, sizeof next);
-          quad |= next << 4;  // codes below 16: no byte reaches into its neighbour
+  // The decoded rows of a panel: codes [16][in_features], and f16 scales [16][groups], or two levels of them.
+  struct Rows {
+    Rows(int64_t features, int64_t group)
+        : codes(kIntPanel * features),
+          scales(kIntPanel * features / group),
+          offsets(scales.size()),
+          k(kIntPanel * (features + 255) / 256) {}
+    std::vector<uint8_t> codes;
+    std::vector<float> scales, offsets;
+    std::vector<KScales> k;
+  };
+
+  void decode(Format format, const uint8_t* row, int64_t lane, Rows& rows) const {
+    uint8_t* codes = rows.codes.data() + lane * in_features;
+    auto* q = reinterpret_cast<int8_t*>(codes);
+    const int64_t groups = in_features / weights_.group;
+    if (weights_.two_levels) {
+      decode_k_quants(format, row, in_features, q, rows.k.data() + lane * (in_features / weights_.block));
+    } else {
+      decode_quants(format, row, in_features, q, rows.scales.data() + lane * groups,
+                    rows.offsets.data() + lane * groups);
+    }
+    for (int64_t k = 0; k < in_features; ++k) codes[k] = static_cast<uint8_t>(codes[k] - weights_.min_q);
+  }
+
+  void pack_panel(const Rows& rows, uint8_t* out) const {
+    const IntWeights& w = weights_;
+    const int64_t per_block = w.block / w.group;
+    for (int64_t g = 0; g < in_features / w.group; ++g, out += w.group_bytes) {
+      if (w.two_levels && g % per_block == 0) out = pack_header(rows, g / per_block, out);
+      pack_codes(rows.codes.data() + g * w.group, out);
+      uint8_t *scales = out + w.payload_bytes, *offsets = scales + w.scale_bytes;
+      for (int64_t lane = 0; lane < kIntPanel; ++lane) {
+        if (w.two_levels) {
+          const KScales& k = rows.k[lane * (in_features / w.block) + g / per_block];
+          scales[lane] = static_cast<uint8_t>(k.scale[g % per_block]);
+          if (w.has_offset) offsets[lane] = static_cast<uint8_t>(k.min[g % per_block]);
+        } else {
+          const int64_t at = lane * (in_features / w.group) + g;
+          store_f16(rows.scales[at], scales + 2 * lane);
+          if (w.has_offset) store_f16(rows.offsets[at], offsets + 2 * lane);
         }
-        std::memcpy(out, &quad, sizeof quad);
       }
     }
   }
 
-  void pack_scales(const float* values, int64_t stride, uint8_t* out) const {
+  uint8_t* pack_header(const Rows& rows, int64_t block, uint8_t* out) const {
     for (int64_t lane = 0; lane < kIntPanel; ++lane) {
-      const float value = values[lane * stride];
-      if (weights_.f16_scales) {
-        const uint16_t bits = f16_bits(value);
-        std::memcpy(out + 2 * lane, &bits, sizeof bits);
-      } else {
-        std::memcpy(out + 4 * lane, &value, sizeof value);
+      const KScales& k = rows.k[lane * (in_features / weights_.block) + block];
+      store_f16(k.d, out + 2 * lane);
+      if (weights_.has_offset) store_f16(k.dmin, out + 2 * (kIntPanel + lane));
+    }
+    return out + weights_.header_bytes;
+  }
+
+  // One group of 16 rows of codes, `in_features` apart. All shifts keep within bytes: codes have 4, 6 or 8 bits.
+  void pack_codes(const uint8_t* codes, uint8_t* out) const {
+    const int64_t quads = weights_.group / kQuad;
+    const auto quad_of = [&](int64_t lane, int64_t quad) {
+      uint32_t value;
+      std::memcpy(&value, codes + lane * in_features + quad * kQuad, sizeof value);
+      return value;
+    };
+    const auto store = [&](uint32_t value) {
+      std::memcpy(out, &value, sizeof value);
+      out += sizeof value;
+    };
+    constexpr uint32_t kLow = 0x0f0f0f0f, kHigh = 0x30303030;
+    if (weights_.payload == Payload::u8) {
+      for (int64_t quad = 0; quad < quads; ++quad) {
+        for (int64_t lane = 0; lane < kIntPanel; ++lane) store(quad_of(lane, quad));
+      }
+      return;
+    }
+    for (int64_t quad = 0; quad < quads; quad += 2) {
+      for (int64_t lane = 0; lane < kIntPanel; ++lane) {
+        store((quad_of(lane, quad) & kLow) | (quad_of(lane, quad + 1) & kLow) << 4);
       }
     }
+    for (int64_t quad = 0; weights_.payload == Payload::u6 && quad < quads; quad += 4) {
+      for (int64_t lane = 0; lane < kIntPanel; ++lane) {
+        store((quad_of(lane, quad) & kHigh) >> 4 | (quad_of(lane, quad + 1) & kHigh) >> 2 |
+              (quad_of(lane, quad + 2) & kHigh) | (quad_of(lane, quad + 3) & kHigh) << 2);
+      }
+    }
+  }
+
+  static void store_f16(float value, uint8_t* out) {
+    const uint16_t bits = f16_bits(value);
+    std::memcpy(out, &bits, sizeof bits);
   }
 
   IntWeights weights_{};

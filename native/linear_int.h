@@ -11,20 +11,22 @@
 
 namespace headrace {
 
-// Weights in panels of 16 columns; a panel is a sequence of groups, each
-//   payload | scales [16] | offsets [16], if the format has them
+// Weights in panels of 16 columns; a panel is a sequence of blocks, of one group each or, of K-quants, of 256 features:
+//   K-quants: d f16 [16], and dmin, if the format has offsets; then for each group
+//   payload | scales [16] | offsets [16], if the format has them: f16, or the int8 multiples of d and dmin
 // Codes are q - min_q. Features go by quads of four: a 64-byte vector holds the quad's four bytes of each column.
 //   u8   one vector per quad
 //   u4   one vector per two quads, the even quad in the low nibbles
+//   u6   the low four bits as u4; then the high two, one vector per four quads
 struct IntWeights {
-  enum class Payload : uint8_t { u4, u8 };
+  enum class Payload : uint8_t { u4, u6, u8 };
   Payload payload;
-  bool has_offset, f16_scales;
+  bool has_offset, two_levels;
   Activation activation;
   int32_t min_q;
-  int64_t out_features, in_features, group;
+  int64_t out_features, in_features, group, block;
   uint8_t* data;
-  int64_t payload_bytes, scale_bytes, group_bytes, panel_bytes;
+  int64_t header_bytes, payload_bytes, scale_bytes, group_bytes, block_bytes, panel_bytes;
 };
 
 // What a row's input of one group carries beside its integers.

@@ -12,7 +12,7 @@ using Payload = IntWeights::Payload;
 
 constexpr int64_t kLanes = 16;
 constexpr int kBlockRows = 6, kBlockPanels = 2;  // of accumulators that stay in registers when rows are many
-constexpr int64_t kChunkWords = 16 << 10;        // bytes of unpacked weights that share L1 with the inputs
+constexpr int64_t kChunkBytes = 16 << 10;        // bytes of unpacked weights that share L1 with the inputs
 constexpr int64_t kPrefetch = 2048;
 
 // ---- inputs ---------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ void prepare_bytes(const InputForm& form, const float* x, int64_t ldx, int64_t r
   }
 }
 
-// Many rows: words in the order in which `unpack_words` leaves codes, or bytes.
+// Many rows: words in the order in which `unpack` leaves codes, or bytes.
 template <int Group>
 void prepare_words(const InputForm& form, const float* x, int64_t ldx, int64_t features, uint8_t* out, IntGroup* groups,
                    int64_t row_begin, int64_t row_end) {
@@ -96,11 +96,57 @@ void prepare_words(const InputForm& form, const float* x, int64_t ldx, int64_t f
 
 // ---- what both kernels share ----------------------------------------------------------------------------------------
 
-template <bool F16>
-inline __m512 load_scales(const uint8_t* p) {
-  if constexpr (F16) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
-  return _mm512_loadu_ps(p);
+inline __m512 load_f16_scales(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512 load_multiples(const uint8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
+
+// How a format lays out its groups, as constants.
+template <Payload P, int Group_, bool Offset_, bool TwoLevels>
+struct Layout {
+  static constexpr Payload kPayload = P;
+  static constexpr int Group = Group_;
+  static constexpr bool Offset = Offset_;
+  static constexpr int64_t kCodeBytes = Group * kIntPanel * (P == Payload::u4 ? 4 : P == Payload::u6 ? 6 : 8) / 8;
+  static constexpr int64_t kScaleBytes = TwoLevels ? 16 : 32;
+  static constexpr int64_t kGroupBytes = kCodeBytes + kScaleBytes * (Offset ? 2 : 1);
+  static constexpr int64_t kBlockGroups = TwoLevels ? 256 / Group : 1;
+  static constexpr int64_t kHeaderBytes = TwoLevels ? (Offset ? 64 : 32) : 0;
+  static constexpr int64_t kBlockBytes = kHeaderBytes + kBlockGroups * kGroupBytes;
+
+  // What a block's groups share.
+  struct Header {
+    __m512 d, negative_dmin;
+  };
+  static Header header(const uint8_t* block) {
+    const __m512 d = TwoLevels ? load_f16_scales(block) : _mm512_setzero_ps();
+    return Header{d, TwoLevels && Offset ? _mm512_sub_ps(_mm512_setzero_ps(), load_f16_scales(block + 32)) : d};
+  }
+  // As `decode_quants` computes them, bit for bit.
+  static __m512 scale(const Header& h, const uint8_t* group) {
+    if constexpr (!TwoLevels) return load_f16_scales(group + kCodeBytes);
+    return _mm512_mul_ps(h.d, load_multiples(group + kCodeBytes));
+  }
+  static __m512 offset(const Header& h, const uint8_t* group) {
+    if constexpr (!Offset) return _mm512_setzero_ps();
+    if constexpr (!TwoLevels) return load_f16_scales(group + kCodeBytes + kScaleBytes);
+    return _mm512_mul_ps(h.negative_dmin, load_multiples(group + kCodeBytes + kScaleBytes));
+  }
+
+  // The codes of one quad of a group, four bytes of each column.
+  static __m512i codes(const uint8_t* group, int64_t quad) {
+    if constexpr (P == Payload::u8) return _mm512_loadu_si512(group + 64 * quad);
+    const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(0x30);
+    __m512i v = _mm512_loadu_si512(group + quad / 2 * 64);
+    if (quad % 2) v = _mm512_srli_epi16(v, 4);
+    v = _mm512_and_si512(v, low);
+    if constexpr (P == Payload::u4) return v;
+    __m512i h = _mm512_loadu_si512(group + Group * 8 + quad / 4 * 64);
+    if (quad % 4 < 2) h = _mm512_slli_epi16(h, 4 - quad % 4 * 2);
+    if (quad % 4 == 3) h = _mm512_srli_epi16(h, 2);
+    return _mm512_ternarylogic_epi32(v, h, high, 0xf8);  // v | (h & high)
+  }
+};
 
 inline __m512i broadcast_dword(const void* p) {
   int32_t value;
@@ -121,57 +167,50 @@ inline __mmask16 columns_mask(int64_t n, int64_t end) {
 
 // ---- few rows: weights are read once, straight from memory ----------------------------------------------------------
 
-template <Payload P, int Group, bool Offset, bool F16, bool Wide, int R>
+template <typename L, bool Wide, int R>
 void run_bytes(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
                int64_t column_end) {
-  constexpr int64_t kStep = Wide ? 2 * Group : Group;
-  constexpr int64_t kPayload = P == Payload::u4 ? Group * 8 : Group * 16, kScales = F16 ? 32 : 64;
-  constexpr int64_t kGroupBytes = kPayload + (Offset ? 2 : 1) * kScales;
-  const int64_t num_groups = w.in_features / Group;
+  constexpr int64_t kStep = Wide ? 2 * L::Group : L::Group;
+  const int64_t num_groups = w.in_features / L::Group;
   const auto* bytes = static_cast<const uint8_t*>(prepared);
   const auto* groups = reinterpret_cast<const IntGroup*>(bytes + num_groups * R * kStep);
-  const __m512i nibble = _mm512_set1_epi8(15);
   for (int64_t n = column_begin; n < column_end; n += kIntPanel) {
     const uint8_t* p = w.data + n / kIntPanel * w.panel_bytes;
+    const uint8_t* x = bytes;
+    const IntGroup* xg = groups;
+    typename L::Header header{};
     __m512 acc[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < num_groups; ++g, p += kGroupBytes) {
-      const uint8_t* x = bytes + g * R * kStep;
-      const IntGroup* xg = groups + g * R;
-      for (int64_t i = 0; i < kGroupBytes; i += 64) _mm_prefetch((const char*)p + kPrefetch + i, _MM_HINT_T0);
+    for (int64_t g = 0; g < num_groups; ++g, p += L::kGroupBytes, x += R * kStep, xg += R) {
+      if (g % L::kBlockGroups == 0) {
+        header = L::header(p);
+        p += L::kHeaderBytes;
+      }
+      for (int64_t i = 0; i < L::kGroupBytes; i += 64) _mm_prefetch((const char*)p + kPrefetch + i, _MM_HINT_T0);
       __m512i high[R], low[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         high[r] = _mm512_set1_epi32(xg[r].bias_hi);
         low[r] = _mm512_set1_epi32(xg[r].bias_lo);
       }
-      const auto multiply = [&](__m512i codes, int64_t quad) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int64_t quad = 0; quad < L::Group / kQuad; ++quad) {
+        const __m512i codes = L::codes(p, quad);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
           const uint8_t* at = x + r * kStep + quad * kQuad;
           if constexpr (Wide) high[r] = _mm512_dpbusd_epi32(high[r], codes, broadcast_dword(at));
-          low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast_dword(at + (Wide ? Group : 0)));
-        }
-      };
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < kPayload / 64; ++i) {
-        const __m512i v = _mm512_loadu_si512(p + 64 * i);
-        if constexpr (P == Payload::u4) {
-          multiply(_mm512_and_si512(v, nibble), 2 * i);
-          multiply(_mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), 2 * i + 1);
-        } else {
-          multiply(v, i);
+          low[r] = _mm512_dpbusd_epi32(low[r], codes, broadcast_dword(at + (Wide ? L::Group : 0)));
         }
       }
-      const __m512 scale = load_scales<F16>(p + kPayload);
-      const __m512 offset = Offset ? load_scales<F16>(p + kPayload + kScales) : scale;
+      const __m512 scale = L::scale(header, p), offset = L::offset(header, p);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
         // Both are exact, so this rounds their sum once, as a conversion of the whole sum would.
         __m512 sum = _mm512_cvtepi32_ps(low[r]);
         if constexpr (Wide) sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r]), _mm512_set1_ps(256.0f), sum);
-        acc[r] = scaled<Offset>(acc[r], sum, scale, offset, xg[r]);
+        acc[r] = scaled<L::Offset>(acc[r], sum, scale, offset, xg[r]);
       }
     }
     const __mmask16 mask = columns_mask(n, column_end);
@@ -184,38 +223,20 @@ void run_bytes(const IntWeights& w, const void* prepared, int64_t rows, float* y
 
 // ---- many rows: a chunk of a few panels is unpacked once and used by all rows ---------------------------------------
 
-// Codes of one group as signed words, two vectors a quad: (k0, k2) and (k1, k3) of each column.
-template <Payload P, int Group>
-inline void unpack_words(const uint8_t* p, int32_t min_q, uint8_t* out, int64_t stride) {
+// Codes of one group: as signed words, two vectors a quad, (k0, k2) and (k1, k3) of each column; or, not Wide, as
+// bytes, min_q still to be added.
+template <typename L, bool Wide>
+inline void unpack(const uint8_t* group, int32_t min_q, uint8_t* out, int64_t stride) {
   const __m512i even = _mm512_set1_epi32(0x00ff00ff), min = _mm512_set1_epi16(static_cast<int16_t>(min_q));
-  const auto store = [&](__m512i codes, int64_t quad) __attribute__((always_inline)) {
-    const __m512i first = _mm512_and_si512(codes, even), second = _mm512_srli_epi16(codes, 8);
-    _mm512_store_si512(out + 2 * quad * stride, _mm512_add_epi16(first, min));
-    _mm512_store_si512(out + (2 * quad + 1) * stride, _mm512_add_epi16(second, min));
-  };
-  for (int64_t i = 0; i < Group / (P == Payload::u4 ? 8 : 4); ++i) {
-    const __m512i v = _mm512_loadu_si512(p + 64 * i);
-    if constexpr (P == Payload::u4) {
-      const __m512i nibble = _mm512_set1_epi8(15);
-      store(_mm512_and_si512(v, nibble), 2 * i);
-      store(_mm512_and_si512(_mm512_srli_epi16(v, 4), nibble), 2 * i + 1);
+#pragma GCC unroll 8
+  for (int64_t quad = 0; quad < L::Group / kQuad; ++quad) {
+    const __m512i codes = L::codes(group, quad);
+    if constexpr (Wide) {
+      const __m512i first = _mm512_and_si512(codes, even), second = _mm512_srli_epi16(codes, 8);
+      _mm512_store_si512(out + 2 * quad * stride, _mm512_add_epi16(first, min));
+      _mm512_store_si512(out + (2 * quad + 1) * stride, _mm512_add_epi16(second, min));
     } else {
-      store(v, i);
-    }
-  }
-}
-
-// The same as bytes, one vector a quad, min_q still to be added.
-template <Payload P, int Group>
-inline void unpack_bytes(const uint8_t* p, uint8_t* out, int64_t stride) {
-  for (int64_t i = 0; i < Group / (P == Payload::u4 ? 8 : 4); ++i) {
-    const __m512i v = _mm512_loadu_si512(p + 64 * i);
-    if constexpr (P == Payload::u4) {
-      const __m512i nibble = _mm512_set1_epi8(15);
-      _mm512_store_si512(out + 2 * i * stride, _mm512_and_si512(v, nibble));
-      _mm512_store_si512(out + (2 * i + 1) * stride, _mm512_and_si512(_mm512_srli_epi16(v, 4), nibble));
-    } else {
-      _mm512_store_si512(out + i * stride, v);
+      _mm512_store_si512(out + quad * stride, codes);
     }
   }
 }
@@ -303,65 +324,62 @@ void multiply_rows(int64_t rows, const Chunk& w, const Inputs& x, float* y, int6
   }
 }
 
-template <Payload P, int Group, bool Offset, bool F16, bool Wide, int Panels>
+template <typename L, bool Wide, int Panels>
 void run_panels(const IntWeights& w, const Inputs& x, int64_t rows, float* y, int64_t ldy, int64_t n,
                 int64_t column_end) {
-  constexpr int64_t kCodeBytes = Group * kIntPanel * (Wide ? 2 : 1) * Panels;
-  constexpr int64_t kPayload = P == Payload::u4 ? Group * 8 : Group * 16, kScales = F16 ? 32 : 64;
-  constexpr int64_t kGroups = kChunkWords / kCodeBytes;
+  constexpr int64_t kCodeBytes = L::Group * kIntPanel * (Wide ? 2 : 1) * Panels;
+  constexpr int64_t kGroups = kChunkBytes / kCodeBytes;  // whole blocks
+  static_assert(kGroups % L::kBlockGroups == 0);
   alignas(64) uint8_t codes[kGroups * kCodeBytes];
   alignas(64) float scales[kGroups * Panels * kLanes], offsets[kGroups * Panels * kLanes];
   __mmask16 masks[Panels];
   for (int p = 0; p < Panels; ++p) masks[p] = columns_mask(n + p * kIntPanel, column_end);
-  const int64_t all = w.in_features / Group;
+  const int64_t all = w.in_features / L::Group;
   for (int64_t g0 = 0; g0 < all; g0 += kGroups) {
     const int64_t count = all - g0 < kGroups ? all - g0 : kGroups;
     for (int p = 0; p < Panels; ++p) {
-      const uint8_t* from = w.data + (n / kIntPanel + p) * w.panel_bytes + g0 * w.group_bytes;
-      for (int64_t g = 0; g < count; ++g, from += w.group_bytes) {
-        uint8_t* to = codes + g * kCodeBytes + p * 64;
-        if constexpr (Wide) {
-          unpack_words<P, Group>(from, w.min_q, to, Panels * 64);
-        } else {
-          unpack_bytes<P, Group>(from, to, Panels * 64);
+      const uint8_t* from = w.data + (n / kIntPanel + p) * w.panel_bytes + g0 / L::kBlockGroups * L::kBlockBytes;
+      typename L::Header header{};
+      for (int64_t g = 0; g < count; ++g, from += L::kGroupBytes) {
+        if (g % L::kBlockGroups == 0) {
+          header = L::header(from);
+          from += L::kHeaderBytes;
         }
-        _mm512_store_ps(scales + (g * Panels + p) * kLanes, load_scales<F16>(from + kPayload));
-        if (Offset) _mm512_store_ps(offsets + (g * Panels + p) * kLanes, load_scales<F16>(from + kPayload + kScales));
+        unpack<L, Wide>(from, w.min_q, codes + g * kCodeBytes + p * 64, Panels * 64);
+        _mm512_store_ps(scales + (g * Panels + p) * kLanes, L::scale(header, from));
+        if (L::Offset) _mm512_store_ps(offsets + (g * Panels + p) * kLanes, L::offset(header, from));
       }
     }
-    const Inputs at{x.values + g0 * Group * (Wide ? 2 : 1), x.groups + g0, x.ld, x.ld_groups};
-    multiply_rows<Group, Offset, Wide, Panels>(rows, {codes, scales, offsets, count}, at, y + n, ldy, masks, g0 == 0);
+    const Inputs at{x.values + g0 * L::Group * (Wide ? 2 : 1), x.groups + g0, x.ld, x.ld_groups};
+    multiply_rows<L::Group, L::Offset, Wide, Panels>(rows, {codes, scales, offsets, count}, at, y + n, ldy, masks,
+                                                     g0 == 0);
   }
 }
 
-template <Payload P, int Group, bool Offset, bool F16, bool Wide>
+template <typename L, bool Wide>
 void run_words(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
                int64_t column_end) {
   const auto* values = static_cast<const uint8_t*>(prepared);
   const int64_t ld = w.in_features * (Wide ? 2 : 1);
-  const Inputs x{values, reinterpret_cast<const IntGroup*>(values + rows * ld), ld, w.in_features / Group};
+  const Inputs x{values, reinterpret_cast<const IntGroup*>(values + rows * ld), ld, w.in_features / L::Group};
   int64_t n = column_begin;
   for (; n + kIntPanel < column_end; n += kBlockPanels * kIntPanel) {
-    run_panels<P, Group, Offset, F16, Wide, kBlockPanels>(w, x, rows, y, ldy, n, column_end);
+    run_panels<L, Wide, kBlockPanels>(w, x, rows, y, ldy, n, column_end);
   }
-  if (n < column_end) run_panels<P, Group, Offset, F16, Wide, 1>(w, x, rows, y, ldy, n, column_end);
+  if (n < column_end) run_panels<L, Wide, 1>(w, x, rows, y, ldy, n, column_end);
 }
 
-template <Payload P, int Group, bool Offset, bool F16>
-void run_format(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
-                int64_t column_end) {
-  const auto call = [&](auto... kernels) {
-    const IntKernel by_rows[] = {kernels...};
-    const int64_t padded = padded_rows(rows);
-    const int i = rows > kFewRows ? 4 : padded == 8 ? 3 : padded == 4 ? 2 : static_cast<int>(padded) - 1;
-    by_rows[i](w, prepared, rows, y, ldy, column_begin, column_end);
-  };
-#define HEADRACE_BY_ROWS(wide)                                                               \
-  call(run_bytes<P, Group, Offset, F16, wide, 1>, run_bytes<P, Group, Offset, F16, wide, 2>, \
-       run_bytes<P, Group, Offset, F16, wide, 4>, run_bytes<P, Group, Offset, F16, wide, 8>, \
-       run_words<P, Group, Offset, F16, wide>)
-  w.activation == Activation::int8 ? HEADRACE_BY_ROWS(false) : HEADRACE_BY_ROWS(true);
-#undef HEADRACE_BY_ROWS
+template <typename L, bool Wide>
+IntKernel kernel_for_rows(int64_t rows) {
+  if (rows > kFewRows) return run_words<L, Wide>;
+  if (rows <= 2) return rows == 1 ? run_bytes<L, Wide, 1> : run_bytes<L, Wide, 2>;
+  return rows <= 4 ? run_bytes<L, Wide, 4> : run_bytes<L, Wide, 8>;
+}
+
+template <Payload P, int Group, bool Offset, bool TwoLevels>
+IntKernel kernel_for(Activation activation, int64_t rows) {
+  using L = Layout<P, Group, Offset, TwoLevels>;
+  return activation == Activation::int8 ? kernel_for_rows<L, false>(rows) : kernel_for_rows<L, true>(rows);
 }
 
 }  // namespace
@@ -383,22 +401,26 @@ void int_prepare_avx512_vnni(const InputForm& form, const float* x, int64_t ldx,
 
 void int_run_avx512_vnni(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy,
                          int64_t column_begin, int64_t column_end) {
-  // The combinations that formats come in: q4_0; q4_1; q4_k; q2_k; q3_k; q5_0 and q8_0; q5_1; q5_k; q6_k.
+  using enum IntWeights::Payload;
   IntKernel run;
-  if (w.payload == Payload::u4) {
-    if (w.group == 32 && w.f16_scales) {
-      run = w.has_offset ? run_format<Payload::u4, 32, true, true> : run_format<Payload::u4, 32, false, true>;
-    } else if (w.group == 32) {
-      run = run_format<Payload::u4, 32, true, false>;
-    } else {
-      run = w.has_offset ? run_format<Payload::u4, 16, true, false> : run_format<Payload::u4, 16, false, false>;
+  if (w.two_levels) {
+    if (w.group == 32) {  // q4_k, q5_k
+      run = w.payload == u4 ? kernel_for<u4, 32, true, true>(w.activation, rows)
+                            : kernel_for<u6, 32, true, true>(w.activation, rows);
+    } else if (w.payload == u6) {  // q6_k
+      run = kernel_for<u6, 16, false, true>(w.activation, rows);
+    } else {  // q2_k, q3_k
+      run = w.has_offset ? kernel_for<u4, 16, true, true>(w.activation, rows)
+                         : kernel_for<u4, 16, false, true>(w.activation, rows);
     }
-  } else if (w.group == 16) {
-    run = run_format<Payload::u8, 16, false, false>;
-  } else if (w.f16_scales) {
-    run = w.has_offset ? run_format<Payload::u8, 32, true, true> : run_format<Payload::u8, 32, false, true>;
-  } else {
-    run = run_format<Payload::u8, 32, true, false>;
+  } else if (w.payload == u8) {  // q8_0
+    run = kernel_for<u8, 32, false, false>(w.activation, rows);
+  } else if (w.payload == u6) {  // q5_1, q5_0
+    run = w.has_offset ? kernel_for<u6, 32, true, false>(w.activation, rows)
+                       : kernel_for<u6, 32, false, false>(w.activation, rows);
+  } else {  // q4_1, q4_0
+    run = w.has_offset ? kernel_for<u4, 32, true, false>(w.activation, rows)
+                       : kernel_for<u4, 32, false, false>(w.activation, rows);
   }
   run(w, prepared, rows, y, ldy, column_begin, column_end);
 }
