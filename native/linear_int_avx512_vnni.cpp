@@ -155,10 +155,7 @@ inline __m512i broadcast_dword(const void* p) {
 }
 
 // The dot products by name: around their intrinsics GCC 12 copies every accumulator twice, which halves the kernels.
-// sum += unsigned codes * signed bytes, of the four at x
-inline void add_bytes(__m512i& sum, __m512i codes, const void* x) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*static_cast<const int32_t*>(x)));
-}
+// sum += unsigned codes * signed bytes
 inline void add_bytes(__m512i& sum, __m512i codes, __m512i x) {
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(codes), "v"(x));
 }
@@ -180,56 +177,91 @@ inline __mmask16 columns_mask(int64_t n, int64_t end) {
 
 // ---- few rows: weights are read once, straight from memory ----------------------------------------------------------
 
-template <typename L, bool Wide, int R>
-void run_bytes(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
-               int64_t column_end) {
+// Rows [m, m + R) of `padded` and a few panels from column n on. Panels share the broadcast of each input: the machine
+// makes one a cycle, and two products.
+template <typename L, bool Wide, int R, int Panels>
+void multiply_bytes(const IntWeights& w, const void* prepared, int64_t padded, int64_t m, int64_t rows, float* y,
+                    int64_t ldy, int64_t n, int64_t column_end) {
   constexpr int64_t kStep = Wide ? 2 * L::Group : L::Group;
   const int64_t num_groups = w.in_features / L::Group;
   const auto* bytes = static_cast<const uint8_t*>(prepared);
-  const auto* groups = reinterpret_cast<const IntGroup*>(bytes + num_groups * R * kStep);
-  for (int64_t n = column_begin; n < column_end; n += kIntPanel) {
-    const uint8_t* p = w.data + n / kIntPanel * w.panel_bytes;
-    const uint8_t* x = bytes;
-    const IntGroup* xg = groups;
-    typename L::Header header{};
-    __m512 acc[R];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) acc[r] = _mm512_setzero_ps();
-    for (int64_t g = 0; g < num_groups; ++g, p += L::kGroupBytes, x += R * kStep, xg += R) {
+  const auto* groups = reinterpret_cast<const IntGroup*>(bytes + num_groups * padded * kStep) + m;
+  const uint8_t* p[Panels];
+  typename L::Header header[Panels];
+  __m512 acc[R][Panels];
+#pragma GCC unroll 2
+  for (int i = 0; i < Panels; ++i) {
+    p[i] = w.data + (n / kIntPanel + i) * w.panel_bytes;
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) acc[r][i] = _mm512_setzero_ps();
+  }
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const uint8_t* x = bytes + (g * padded + m) * kStep;
+    const IntGroup* xg = groups + g * padded;
+    __m512i high[R][Panels], low[R][Panels];
+#pragma GCC unroll 2
+    for (int i = 0; i < Panels; ++i) {
       if (g % L::kBlockGroups == 0) {
-        header = L::header(p);
-        p += L::kHeaderBytes;
+        header[i] = L::header(p[i]);
+        p[i] += L::kHeaderBytes;
       }
-      for (int64_t i = 0; i < L::kGroupBytes; i += 64) _mm_prefetch((const char*)p + kPrefetch + i, _MM_HINT_T0);
-      __m512i high[R], low[R];
-#pragma GCC unroll 8
+      for (int64_t at = 0; at < L::kGroupBytes; at += 64) _mm_prefetch((const char*)p[i] + kPrefetch + at, _MM_HINT_T0);
+#pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
-        high[r] = _mm512_set1_epi32(xg[r].bias_hi);
-        low[r] = _mm512_set1_epi32(xg[r].bias_lo);
-      }
-#pragma GCC unroll 8
-      for (int64_t quad = 0; quad < L::Group / kQuad; ++quad) {
-        const __m512i codes = L::codes(p, quad);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; ++r) {
-          const uint8_t* at = x + r * kStep + quad * kQuad;
-          if constexpr (Wide) add_bytes(high[r], codes, at);
-          add_bytes(low[r], codes, at + (Wide ? L::Group : 0));
-        }
-      }
-      const __m512 scale = L::scale(header, p), offset = L::offset(header, p);
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) {
-        // Both are exact, so this rounds their sum once, as a conversion of the whole sum would.
-        __m512 sum = _mm512_cvtepi32_ps(low[r]);
-        if constexpr (Wide) sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r]), _mm512_set1_ps(256.0f), sum);
-        acc[r] = scaled<L::Offset>(acc[r], sum, scale, offset, xg[r]);
+        high[r][i] = _mm512_set1_epi32(xg[r].bias_hi);
+        low[r][i] = _mm512_set1_epi32(xg[r].bias_lo);
       }
     }
-    const __mmask16 mask = columns_mask(n, column_end);
 #pragma GCC unroll 8
+    for (int64_t quad = 0; quad < L::Group / kQuad; ++quad) {
+      __m512i codes[Panels];
+#pragma GCC unroll 2
+      for (int i = 0; i < Panels; ++i) codes[i] = L::codes(p[i], quad);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const uint8_t* at = x + r * kStep + quad * kQuad;
+        const __m512i x_high = broadcast_dword(at), x_low = Wide ? broadcast_dword(at + L::Group) : x_high;
+#pragma GCC unroll 2
+        for (int i = 0; i < Panels; ++i) {
+          if constexpr (Wide) add_bytes(high[r][i], codes[i], x_high);
+          add_bytes(low[r][i], codes[i], x_low);
+        }
+      }
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < Panels; ++i) {
+      const __m512 scale = L::scale(header[i], p[i]), offset = L::offset(header[i], p[i]);
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        // Both are exact, so this rounds their sum once, as a conversion of the whole sum would.
+        __m512 sum = _mm512_cvtepi32_ps(low[r][i]);
+        if constexpr (Wide) sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[r][i]), _mm512_set1_ps(256.0f), sum);
+        acc[r][i] = scaled<L::Offset>(acc[r][i], sum, scale, offset, xg[r]);
+      }
+      p[i] += L::kGroupBytes;
+    }
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < Panels; ++i) {
+    const __mmask16 mask = columns_mask(n + i * kIntPanel, column_end);
+#pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
-      if (r < rows) _mm512_mask_storeu_ps(y + r * ldy + n, mask, acc[r]);
+      if (m + r < rows) _mm512_mask_storeu_ps(y + (m + r) * ldy + n + i * kIntPanel, mask, acc[r][i]);
+    }
+  }
+}
+
+template <typename L, bool Wide, int R>
+void run_bytes(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
+               int64_t column_end) {
+  const int64_t padded = padded_rows(rows);
+  for (int64_t n = column_begin; n < column_end; n += kBlockPanels * kIntPanel) {
+    for (int64_t m = 0; m < padded; m += R) {  // the second time, weights come from L1
+      if (n + kIntPanel < column_end) {
+        multiply_bytes<L, Wide, R, kBlockPanels>(w, prepared, padded, m, rows, y, ldy, n, column_end);
+      } else {
+        multiply_bytes<L, Wide, R, 1>(w, prepared, padded, m, rows, y, ldy, n, column_end);
+      }
     }
   }
 }
@@ -386,7 +418,7 @@ template <typename L, bool Wide>
 IntKernel kernel_for_rows(int64_t rows) {
   if (rows > kFewRows) return run_words<L, Wide>;
   if (rows <= 2) return rows == 1 ? run_bytes<L, Wide, 1> : run_bytes<L, Wide, 2>;
-  return rows <= 4 ? run_bytes<L, Wide, 4> : run_bytes<L, Wide, 8>;
+  return run_bytes<L, Wide, 4>;
 }
 
 template <Payload P, int Group, bool Offset, bool TwoLevels>
