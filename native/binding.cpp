@@ -16,8 +16,10 @@
 #include <vector>
 
 #include "bandwidth.h"
+#include "cores.h"
 #include "formats.h"
 #include "isa.h"
+#include "peak.h"
 #include "plan.h"
 #include "runtime.h"
 
@@ -313,10 +315,19 @@ void bind_plan(nb::module_& m) {
 
 NB_MODULE(_native, m) {
   m.def("available_isas", &available_isas);
-  m.def("available_cores", &available_cores);
+  m.def("available_cores", &available_cores, "root"_a = "");
+  m.def("cpu_quota", &cpu_quota, "root"_a = "");
   m.def(
-      "read_bandwidth", [](size_t bytes, int threads) { return read_bandwidth(bytes, threads); }, "bytes"_a,
-      "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+      "read_bandwidth",
+      [](size_t bytes, int threads, double seconds) { return read_bandwidth(bytes, threads, seconds); }, "bytes"_a,
+      "threads"_a, "seconds"_a = 0.15, nb::call_guard<nb::gil_scoped_release>());
+  m.def("arithmetics", [](const std::string& isa) { return arithmetics(choose_isa(isa)); }, "isa"_a);
+  m.def(
+      "matrix_rate",
+      [](const std::string& arithmetic, const std::string& isa, int num_threads, double seconds) {
+        return matrix_rate(arithmetic, choose_isa(isa), num_threads, seconds);
+      },
+      "arithmetic"_a, "isa"_a, "num_threads"_a, "seconds"_a = 0.1, nb::call_guard<nb::gil_scoped_release>());
   bind_linear(m);
   bind_runtime(m);
   bind_plan(m);

@@ -146,19 +146,4 @@ double exp_weights(const double* x, int64_t n, double* weights) {
   return total;
 }
 
-uint64_t sum_words(const uint64_t* x, int64_t n) {
-  u64x8 sums[8] = {};  // independent, so that loads and not additions are the limit
-  int64_t i = 0;
-  for (; i + 64 <= n; i += 64) {
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) sums[j] += load_as<u64x8>(x + i + 8 * j);
-  }
-  uint64_t total = 0;
-  for (const u64x8& part : sums) {
-    for (int lane = 0; lane < 8; ++lane) total += part[lane];
-  }
-  for (; i < n; ++i) total += x[i];
-  return total;
-}
-
 }  // namespace headrace::HEADRACE_KERNELS

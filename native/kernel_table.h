@@ -3,23 +3,22 @@
 
 #include "kernels.h"
 
-#define HEADRACE_DECLARE_KERNELS(isa)                                                                        \
-  namespace headrace::isa {                                                                                  \
-  void rms_norm(const float*, int64_t, int64_t, const float*, float, float*);                                \
-  void rope(const float*, int64_t, int64_t, int64_t, const float*, const float*, float*);                    \
-  void glu(GluActivation, const float*, const float*, int64_t, float*);                                      \
-  void add(const float*, const float*, int64_t, float*);                                                     \
-  void scale(float*, int64_t, float);                                                                        \
-  void write_kv(const AttentionShape&, const KvLayer&, int32_t, int32_t, const float*, const float*);        \
-  void attend(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);                          \
-  void join(const float*, int64_t, int64_t, int32_t, float*, float*);                                        \
-  Peak peak(const float*, int64_t);                                                                          \
-  double sum_exp(const float*, int64_t, double);                                                             \
-  double exp_weights(const double*, int64_t, double*);                                                       \
-  uint64_t sum_words(const uint64_t*, int64_t);                                                              \
-  inline Kernels make_kernels() {                                                                            \
-    return {rms_norm, rope, glu, add, scale, write_kv, attend, join, peak, sum_exp, exp_weights, sum_words}; \
-  }                                                                                                          \
+#define HEADRACE_DECLARE_KERNELS(isa)                                                                 \
+  namespace headrace::isa {                                                                           \
+  void rms_norm(const float*, int64_t, int64_t, const float*, float, float*);                         \
+  void rope(const float*, int64_t, int64_t, int64_t, const float*, const float*, float*);             \
+  void glu(GluActivation, const float*, const float*, int64_t, float*);                               \
+  void add(const float*, const float*, int64_t, float*);                                              \
+  void scale(float*, int64_t, float);                                                                 \
+  void write_kv(const AttentionShape&, const KvLayer&, int32_t, int32_t, const float*, const float*); \
+  void attend(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);                   \
+  void join(const float*, int64_t, int64_t, int32_t, float*, float*);                                 \
+  Peak peak(const float*, int64_t);                                                                   \
+  double sum_exp(const float*, int64_t, double);                                                      \
+  double exp_weights(const double*, int64_t, double*);                                                \
+  inline Kernels make_kernels() {                                                                     \
+    return {rms_norm, rope, glu, add, scale, write_kv, attend, join, peak, sum_exp, exp_weights};     \
+  }                                                                                                   \
   }
 
 HEADRACE_DECLARE_KERNELS(portable)

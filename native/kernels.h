@@ -88,8 +88,6 @@ struct Kernels {
   double (*sum_exp)(const float* x, int64_t n, double shift);
   // weights[i] = e^x[i], x <= 0; returns their sum.
   double (*exp_weights)(const double* x, int64_t n, double* weights);
-  // Sum of 64-bit words, wrapping: reads memory as fast as one thread can.
-  uint64_t (*sum_words)(const uint64_t* x, int64_t n);
 };
 
 // The table for an available instruction set (AMX machines use the AVX-512 one).

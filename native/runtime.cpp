@@ -8,6 +8,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "cores.h"
+
 namespace headrace {
 namespace {
 

@@ -3,7 +3,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <system_error>
@@ -12,6 +11,8 @@
 #include <pthread.h>
 #include <sched.h>
 #endif
+
+#include "cores.h"
 
 namespace headrace {
 namespace {
@@ -45,45 +46,7 @@ void wait_for_change(const std::atomic<uint32_t>& value, uint32_t old, int spins
   value.wait(old, std::memory_order_acquire);
 }
 
-#ifdef __linux__
-std::vector<int> allowed_cpus() {
-  cpu_set_t set;
-  std::vector<int> cpus;
-  if (sched_getaffinity(0, sizeof set, &set) != 0) return cpus;
-  for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-    if (CPU_ISSET(cpu, &set)) cpus.push_back(cpu);
-  }
-  return cpus;
-}
-
-// Cores' worth of time per period that the control group grants (v2, then v1); 0: no limit.
-int quota_cores() {
-  long long quota = -1, period = 0;
-  if (FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    if (std::fscanf(file, "%lld %lld", &quota, &period) != 2) quota = -1;  // "max": no limit
-    std::fclose(file);
-  } else if (FILE* v1 = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "r")) {
-    if (std::fscanf(v1, "%lld", &quota) != 1) quota = -1;
-    std::fclose(v1);
-    if (FILE* file_period = std::fopen("/sys/fs/cgroup/cpu/cpu.cfs_period_us", "r")) {
-      if (std::fscanf(file_period, "%lld", &period) != 1) quota = -1;
-      std::fclose(file_period);
-    }
-  }
-  return quota > 0 && period > 0 ? static_cast<int>((quota + period - 1) / period) : 0;
-}
-#endif
-
 }  // namespace
-
-int available_cores() {
-  int cores = std::max(1u, std::thread::hardware_concurrency());
-#ifdef __linux__
-  if (const auto cpus = allowed_cpus(); !cpus.empty()) cores = static_cast<int>(cpus.size());
-  if (const int quota = quota_cores(); quota > 0) cores = std::min(cores, quota);
-#endif
-  return cores;
-}
 
 void Barrier::wait() {
   if (size_ == 1) return;

@@ -11,9 +11,6 @@
 
 namespace headrace {
 
-// Cores that this process may use: its affinity mask, capped by its control group's CPU quota (rounded up).
-int available_cores();
-
 // Every thread of the team calls `wait`; none returns before all have called. Spins briefly, then gives up the core, so
 // that a machine with more runnable threads than cores stays usable.
 class Barrier {
