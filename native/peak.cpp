@@ -37,7 +37,7 @@ std::vector<Named> loops(Isa isa) {
     return found;
   }
   if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("bf16", peak_bf16_avx512_bf16());
-  if (__builtin_cpu_supports("avx512vnni")) found.emplace_back("int8", peak_int8_avx512_vnni());
+  if (isa == Isa::avx512_vnni) found.emplace_back("int8", peak_int8_avx512_vnni());
   return found;
 }
 #else

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from headrace.base.errors import TemplateError
 from headrace.base.settings import Settings, from_environment
+from headrace.base.system import available_memory
 from headrace.engine.executor import Executor
 from headrace.executors.kv_layout import BYTES_PER_VALUE, kv_bytes_per_block
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
@@ -20,7 +21,7 @@ from headrace.graph.cost import Formats
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.llm.config import LLMConfig
-from headrace.llm.memory import MemoryPlan, available_memory, plan_memory
+from headrace.llm.memory import MemoryPlan, plan_memory
 from headrace.models import build_graph, ignorable, load_spec, sources
 from headrace.models.spec import ModelSpec
 from headrace.text.chat_template import ChatTemplate

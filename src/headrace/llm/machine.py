@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.llm.memory import available_memory
+from headrace.base.system import available_memory
 
 if TYPE_CHECKING:
     from headrace.llm.llm import LLM

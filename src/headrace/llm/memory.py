@@ -1,8 +1,6 @@
 """What fits in memory, computed before anything is loaded."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from headrace.base.errors import CapacityError, InvalidRequestError
 
@@ -79,30 +77,6 @@ def plan_memory(
             f"Use {shorter}kv_format bf16, or a larger kv_cache_memory (at most {_size(free)}).",
         )
     return MemoryPlan(num_blocks, block_bytes, min(wanted_len, fitting_len), available, weight_bytes)
-
-
-def available_memory(read: Callable[[str], str | None] | None = None) -> int:
-    """Bytes this process can still take: the machine's free memory, or less if its control group allows less."""
-    read = read or _read
-    meminfo = (read("/proc/meminfo") or "").splitlines()
-    amounts = [int(line.split()[1]) * 1024 for line in meminfo if line.startswith("MemAvailable:")]
-    for limit_file, usage_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        limit, usage = (read(limit_file) or "").strip(), (read(usage_file) or "").strip()
-        if limit.isdecimal() and usage.isdecimal():
-            amounts.append(max(0, int(limit) - int(usage)))
-    if not amounts:
-        raise CapacityError("Cannot tell how much memory is free on this system.", "Pass kv_cache_memory.")
-    return min(amounts)
-
-
-def _read(path: str) -> str | None:
-    try:
-        return Path(path).read_text(encoding="ascii")
-    except OSError:
-        return None
 
 
 def _size(num_bytes: float) -> str:
