@@ -14,6 +14,7 @@ import statistics
 import time
 
 from headrace import LLM, SamplingParams, _native
+from headrace.graph.cost import Workload, graph_cost
 
 PROMPT, OUTPUT = 128, 128
 
@@ -54,7 +55,8 @@ def main() -> None:
     with LLM(args.model, max_model_len=4096, enable_prefix_caching=False, activation=args.activation) as llm:
         print(llm.describe(), end="\n\n")
         seconds(llm, prompts(llm, 64, 32, 99), 4)  # warm-up
-        bytes_per_step = llm.bytes_per_decode_step(PROMPT + OUTPUT // 2)
+        work = Workload.decode(1, PROMPT + OUTPUT // 2)
+        bytes_per_step = int(graph_cost(llm.model.graph, work, llm.formats()).memory_bytes)
         bandwidth = _native.read_bandwidth(bytes_per_step, llm.num_threads)
         found: dict[str, float] = {}
         for count in (1, 8, 32, 64):

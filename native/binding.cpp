@@ -314,6 +314,20 @@ void bind_plan(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
+  m.def("build", [] {
+    nb::dict d;
+#ifdef __OPTIMIZE__
+    d["optimized"] = true;
+#else
+    d["optimized"] = false;
+#endif
+#ifdef HEADRACE_X86
+    d["x86_kernels"] = true;
+#else
+    d["x86_kernels"] = false;
+#endif
+    return d;
+  });
   m.def("available_isas", &available_isas);
   m.def("available_cores", &available_cores, "root"_a = "");
   m.def("cpu_quota", &cpu_quota, "root"_a = "");

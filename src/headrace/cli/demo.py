@@ -1,8 +1,12 @@
 """``headrace demo``: load, ask one question, stream the answer, say how fast that was against the machine's limit."""
 
 import argparse
+from typing import TYPE_CHECKING
 
 from headrace.cli.options import add_model_arguments, llm_arguments, positive
+
+if TYPE_CHECKING:
+    from headrace import LLM
 
 HELP = "ask one question and show the answer, its speed and the share of the machine's limit"
 QUESTION = "What is a headrace, the channel at a water mill, for? Answer in two sentences."
@@ -16,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from headrace import LLM, SamplingParams
-    from headrace.llm.machine import decode_limit
 
     with LLM(**llm_arguments(args)) as llm:
         print(llm.describe(), end="\n\n", flush=True)
@@ -29,13 +32,25 @@ def run(args: argparse.Namespace) -> int:
         assert metrics is not None, "a stream ends with its metrics"
         print(f"\n\nTTFT {metrics.ttft * 1e3:.0f} ms for {metrics.num_prompt_tokens} prompt tokens", end="")
         if metrics.tpot:
-            limit = decode_limit(llm, context=metrics.num_prompt_tokens + metrics.num_output_tokens // 2)
-            speed = 1 / metrics.tpot
-            print(
-                f"; decode {speed:.0f} tok/s = {speed / limit.tokens_per_second:.0%} of the machine's limit"
-                f" ({limit.tokens_per_second:.0f} tok/s: {limit.bytes_per_token / 1e6:.0f} MB per token at"
-                f" {limit.bandwidth / 1e9:.1f} GB/s, measured now)",
-                end="",
-            )
+            context = metrics.num_prompt_tokens + metrics.num_output_tokens // 2
+            print(f"; decode {_against_limit(llm, 1 / metrics.tpot, context, args.activation)}", end="")
         print(".")
     return 0
+
+
+def _against_limit(llm: "LLM", speed: float, context: int, activation: str) -> str:
+    """Tokens per second of one sequence, and the share of what this machine allows with `context` cached tokens."""
+    from headrace.graph.cost import Workload
+    from headrace.llm.loader import is_quantized
+    from headrace.plan.calibrate import calibrate_here
+    from headrace.plan.roofline import kernel_arithmetic, step_limit
+
+    machine = calibrate_here(num_threads=llm.num_threads)[0].machine
+    graph, weights = llm.model.graph, llm.model.weights
+    arithmetic = kernel_arithmetic(machine.isa, activation, quantized=is_quantized(graph, weights))
+    step = step_limit(graph, Workload.decode(1, context), llm.formats(), machine, arithmetic)
+    return (
+        f"{speed:.0f} tok/s = {speed * step.seconds:.0%} of the machine's limit ({1 / step.seconds:.0f} tok/s:"
+        f" {step.bytes / 1e6:.0f} MB per token at {machine.bandwidth(step.bytes) / 1e9:.1f} GB/s, measured on"
+        f" {machine.measured_at})"
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from headrace.base.errors import TemplateError
+from headrace.base.errors import CapacityError, TemplateError
 from headrace.base.settings import Settings, from_environment
 from headrace.base.system import available_memory
 from headrace.engine.executor import Executor
@@ -78,10 +78,25 @@ class LoadedModel:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPlan:
+    """A model that is not loaded: its name, graph (fused), stored weights, and how its memory would be used, or why it
+    does not fit."""
+
+    name: str
+    graph: Graph
+    weights: Weights
+    memory: MemoryPlan | CapacityError
+
+
 def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     """Find, read and pack a model. Raises HeadraceError subclasses that say what is wrong and what to do."""
     watch = Stopwatch()
     settings = from_environment()  # first: a misspelled variable is an error, whatever is loaded
+    if config.executor == "native":
+        from headrace.executors.native_isa import available_isa
+
+        available_isa(settings.isa)
     with watch.part("open"):
         path = resolve_model(name)
         checkpoint = open_checkpoint(path)
@@ -90,16 +105,7 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
         weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
     if weights.unused:
         log.warning("%s: tensors that this model does not use: %s", path.name, ", ".join(weights.unused))
-    memory = plan_memory(
-        block_bytes=kv_bytes_per_block(graph.kv_layers, config.block_size, config.kv_format),
-        block_size=config.block_size,
-        weight_bytes=_weight_bytes(graph, weights, config, settings),
-        context_length=spec.max_position_embeddings,
-        max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        kv_cache_memory=config.kv_cache_memory,
-        available=available_memory(),
-    )
+    memory = _plan_memory(spec, graph, weights, config, settings)
     # Packing leaves the interpreter free, so a tokenizer that loads beside it costs no time of its own.
     with ThreadPoolExecutor(1) as helper:
         text = helper.submit(_load_text, checkpoint, watch)
@@ -124,12 +130,48 @@ def stored_formats(graph: Graph, weights: Weights, kv_format: str = "bf16") -> F
     )
 
 
+def is_quantized(graph: Graph, weights: Weights) -> bool:
+    """Whether most bytes of the matrices that linears read are in block formats rather than plain numbers."""
+    matrices = {name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]}
+    in_blocks = sum(weights[name].num_bytes for name in matrices if weights[name].format.block_size > 1)
+    return 2 * in_blocks > sum(weights[name].num_bytes for name in matrices)
+
+
 def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:
     """A model's graph and its stored tensors, with nothing packed: for showing and pricing."""
     checkpoint = open_checkpoint(resolve_model(name))
     spec, graph = _graph_of(checkpoint, None)
     weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
     return (fuse(graph) if fused else graph), weights
+
+
+def plan_model(name: str | None, config: LLMConfig) -> ModelPlan:
+    """What `load_model` would find and plan for, with nothing packed. Raises as it does, but for memory."""
+    settings = from_environment()
+    path = resolve_model(name)
+    checkpoint = open_checkpoint(path)
+    spec, graph = _graph_of(checkpoint, config.max_model_len)
+    graph = fuse(graph)
+    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    memory: MemoryPlan | CapacityError
+    try:
+        memory = _plan_memory(spec, graph, weights, config, settings)
+    except CapacityError as error:
+        memory = error
+    return ModelPlan(_display_name(name, path), graph, weights, memory)
+
+
+def _plan_memory(spec: ModelSpec, graph: Graph, weights: Weights, config: LLMConfig, settings: Settings) -> MemoryPlan:
+    return plan_memory(
+        block_bytes=kv_bytes_per_block(graph.kv_layers, config.block_size, config.kv_format),
+        block_size=config.block_size,
+        weight_bytes=_weight_bytes(graph, weights, config, settings),
+        context_length=spec.max_position_embeddings,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        kv_cache_memory=config.kv_cache_memory,
+        available=available_memory(),
+    )
 
 
 def _graph_of(checkpoint: Checkpoint, max_model_len: int | None) -> tuple[ModelSpec, Graph]:

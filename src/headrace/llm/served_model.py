@@ -7,7 +7,7 @@ from typing import Any
 from headrace.base.errors import TemplateError
 from headrace.engine.config import EngineConfig
 from headrace.engine.engine import Engine
-from headrace.graph.cost import Workload, graph_cost
+from headrace.graph.cost import Formats
 from headrace.llm.config import LLMConfig
 from headrace.llm.loader import LoadedModel, load_model, stored_formats
 from headrace.llm.report import describe_start
@@ -34,6 +34,11 @@ class ServedModel:
         engine = Engine(self._executor, engine_config)
         self._runtime = Runtime(engine, self._model.text.tokenizer, max_model_len)
         self._load_seconds = time.perf_counter() - start
+
+    @property
+    def model(self) -> LoadedModel:
+        """What was loaded: graph, weights, executor, memory. For looking at; the engine alone runs its steps."""
+        return self._model
 
     @property
     def model_name(self) -> str:
@@ -76,8 +81,6 @@ class ServedModel:
         """What was loaded, how long each part of the start took, how much KV fits, which kernels were chosen."""
         return describe_start(self._model, self._config, self._load_seconds)
 
-    def bytes_per_decode_step(self, context: int) -> int:
-        """Bytes that one sequence reads to decode one token after `context` cached ones: weights, keys and values."""
-        model = self._model
-        formats = stored_formats(model.graph, model.weights, self._config.kv_format)
-        return int(graph_cost(model.graph, Workload.decode(1, context), formats).memory_bytes)
+    def formats(self) -> Formats:
+        """Bytes that the model's numbers take, for the cost model."""
+        return stored_formats(self._model.graph, self._model.weights, self._config.kv_format)

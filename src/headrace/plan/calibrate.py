@@ -12,6 +12,8 @@ from typing import Any
 
 from headrace import _native
 from headrace.base.errors import InvalidRequestError
+from headrace.base.settings import from_environment
+from headrace.executors.native_isa import available_isa
 from headrace.plan.host import Host
 from headrace.plan.load import Disturbance, watch
 from headrace.plan.machine import Machine, bandwidths, matrix_rates
@@ -20,7 +22,7 @@ MIB = 1 << 20
 SMALLEST, LARGEST = MIB // 8, 512 * MIB
 UNKNOWN_MEMORY = 512 * MIB  # what is taken to be free where the system does not tell
 
-_SECONDS_PER_SIZE, _SECONDS_PER_RATE = 0.08, 0.1
+_SECONDS_PER_SIZE, _SECONDS_PER_RATE = 0.08, 0.2
 _VERSION = 1  # of what the file holds and how it was measured
 
 
@@ -89,6 +91,23 @@ def calibrate(host: Host, *, num_threads: int, isa: str, remeasure: bool = False
         disturbance=disturbance,
         cache_file=file,
         cache_problem=problem,
+    )
+
+
+def calibrate_here(
+    *, num_threads: int | None = None, isa: str | None = None, remeasure: bool = False
+) -> tuple[Calibration, Host]:
+    """This machine with the threads and the instruction set that the executor would use; None: as the environment says,
+    or all cores and the best. Raises InvalidRequestError for an instruction set that is not there."""
+    settings, host = from_environment(), Host.here()
+    return (
+        calibrate(
+            host,
+            num_threads=num_threads or settings.num_threads or _native.available_cores(),
+            isa=available_isa(isa or settings.isa),
+            remeasure=remeasure,
+        ),
+        host,
     )
 
 

@@ -82,6 +82,13 @@ def watch(host: Host) -> Iterator[Watch]:
         watched.stop()
 
 
+def glance(host: Host, seconds: float = 0.3) -> Disturbance:
+    """What happens on the machine while this process sleeps."""
+    with watch(host) as seen:
+        time.sleep(seconds)
+    return seen.disturbance()
+
+
 def _reading(host: Host) -> _Reading:
     busy, stolen = _processor_seconds(host.read, host.cpus)
     usage = resource.getrusage(resource.RUSAGE_SELF)

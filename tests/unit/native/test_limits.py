@@ -26,6 +26,14 @@ def test_wider_registers_multiply_more():
     assert max(rates) < 64 * 10e9, "a core does at most 64 FLOPs in one of at most 10 thousand million cycles a second"
 
 
+@pytest.mark.skipif("avx512_vnni" not in ISAS, reason="needs VNNI")
+def test_integer_products_reach_their_rate():
+    """Four times as many as f32's, in the same registers. Half of it would be lost in moves if a compiler made some."""
+    isa = ISAS[-1]
+    f32, int8 = (max(_native.matrix_rate(name, isa, 1, 0.05) for _ in range(4)) for name in ("f32", "int8"))
+    assert int8 > 2.5 * f32
+
+
 @pytest.mark.parametrize("name", ["fp8", "", "bf16x2"])
 def test_an_arithmetic_that_is_not_there_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"'portable' has no arithmetic '{name}' on this machine, only: f32"):

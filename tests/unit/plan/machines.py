@@ -1,7 +1,10 @@
-"""Machines for tests of what is computed from them."""
+"""A machine and a model at round numbers, for tests of what is computed from them."""
 
 from typing import Any
 
+from headrace.graph.builder import GraphBuilder
+from headrace.graph.cost import Formats
+from headrace.graph.ir import Graph
 from headrace.plan.machine import Machine
 
 MIB = 1 << 20
@@ -26,3 +29,17 @@ def machine(**changes: Any) -> Machine:
         "measured_at": "2026-11-25",
     }
     return Machine(**(values | changes))
+
+
+HIDDEN, VOCAB = 1024, 4096
+
+
+def small() -> Graph:
+    """Embed, norm, one matrix of 1024 x 1024, logits over the embedding's table: 2 and 8 MiB at two bytes."""
+    g = GraphBuilder()
+    x = g.embed("embed", VOCAB, HIDDEN)
+    x = g.linear("up", g.rms_norm("norm", x, eps=1e-5), HIDDEN)
+    return g.build(g.linear("logits", g.select_rows("last", x), VOCAB, weight="embed.weight"))
+
+
+FORMATS = Formats(param_bytes={"embed.weight": 8 * MIB, "norm.weight": 4096, "up.weight": 2 * MIB})

@@ -3,24 +3,9 @@
 import pytest
 
 from headrace.base.errors import InvalidRequestError
-from headrace.graph.builder import GraphBuilder
-from headrace.graph.cost import Formats, Workload, graph_cost
-from headrace.graph.ir import Graph
+from headrace.graph.cost import Workload, graph_cost
 from headrace.plan.roofline import kernel_arithmetic, limits_for_model, node_limits, step_limit
-from tests.unit.plan.machines import MIB, machine
-
-HIDDEN, VOCAB = 1024, 4096
-
-
-def small() -> Graph:
-    """Embed, norm, one matrix of 1024 x 1024, logits over the embedding's table: 2 and 8 MiB at two bytes."""
-    g = GraphBuilder()
-    x = g.embed("embed", VOCAB, HIDDEN)
-    x = g.linear("up", g.rms_norm("norm", x, eps=1e-5), HIDDEN)
-    return g.build(g.linear("logits", g.select_rows("last", x), VOCAB, weight="embed.weight"))
-
-
-FORMATS = Formats(param_bytes={"embed.weight": 8 * MIB, "norm.weight": 4096, "up.weight": 2 * MIB})
+from tests.unit.plan.machines import FORMATS, HIDDEN, MIB, VOCAB, machine, small
 
 
 def test_one_row_is_bound_by_the_bandwidth_of_all_that_the_step_reads():

@@ -1,0 +1,15 @@
+"""Which instruction set the native executor uses."""
+
+from headrace import _native
+from headrace.base.errors import InvalidRequestError
+
+
+def available_isa(asked: str | None) -> str:
+    """The best that machine and build share, or the one asked for; InvalidRequestError if it is not one of them."""
+    available = _native.available_isas()
+    if asked is not None and asked not in available:
+        raise InvalidRequestError(
+            f"This machine, or this build of headrace, does not have the instruction set {asked!r}.",
+            f"Use one of {', '.join(available)}, or unset HEADRACE_ISA to get the last of them.",
+        )
+    return asked or available[-1]
