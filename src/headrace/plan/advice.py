@@ -136,12 +136,13 @@ def _disturbance(machine: Machine, seen: Disturbance) -> list[Advice]:
     found = []
     again = "then measure again: headrace doctor --remeasure."
     if seen.throttled:
-        floor = max(1, math.floor(machine.cpu_quota or machine.cores))
+        whole = max(1, math.floor(machine.cpu_quota or machine.cores))
+        fewer = f", or set HEADRACE_THREADS={whole}" if whole < machine.num_threads else ""
         found.append(
             Advice(
                 "throttled",
                 f"The quota stopped this process in {seen.throttled} periods while it measured.",
-                f"Raise the container's limit, or set HEADRACE_THREADS={floor}; {again}",
+                f"Raise the container's limit{fewer}.",
             )
         )
     if seen.others_matter:

@@ -33,8 +33,8 @@ class Calibration:
     Attributes:
         machine: with rates measured now or before.
         measured_now: whether it was now.
-        disturbance: what else happened on the machine while measuring; nothing if measured before. A disturbed
-            measurement is not kept.
+        disturbance: what else happened on the machine while measuring; nothing if measured before. Rates that others
+            spoiled are not kept.
         cache_file: where the rates are kept; None where there is no cache directory.
         cache_problem: why they could not be kept; empty if they could.
     """
@@ -64,7 +64,7 @@ def calibrate(host: Host, *, num_threads: int, isa: str, remeasure: bool = False
         disturbance = seen.disturbance()
         if file is None:
             problem = "there is no home directory"
-        elif not disturbance:
+        elif not disturbance.spoils_rates:
             problem = _write(file, {"key": key, **kept})
         measured_now = True
     else:

@@ -15,7 +15,7 @@ _OTHERS, _STEAL = 0.15, 0.05  # of a core; of the time on all cores: below, time
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Disturbance:
-    """What took time from this process; false if it is not worth mention.
+    """What took time from this process.
 
     Attributes:
         others: cores' worth of time that other processes ran on this process's processors.
@@ -27,8 +27,10 @@ class Disturbance:
     steal: float = 0.0
     throttled: int = 0
 
-    def __bool__(self) -> bool:
-        return self.others_matter or self.steal_matters or self.throttled > 0
+    @property
+    def spoils_rates(self) -> bool:
+        """Whether the best of many short passes may have been missed. A quota lets some of them run in full."""
+        return self.others_matter or self.steal_matters
 
     @property
     def others_matter(self) -> bool:

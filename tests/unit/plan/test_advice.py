@@ -64,6 +64,14 @@ def test_half_a_core_makes_two_threads_too_many():
     assert codes(cpu_quota=0.5, num_threads=2) == ["quota", "too_many_threads"]
 
 
+def test_threads_beyond_the_whole_cores_of_a_quota_are_named_when_it_throttles():
+    calibration = Calibration(
+        machine=machine(cpu_quota=1.5), measured_now=True, disturbance=Disturbance(), cache_file=None
+    )
+    (advice,) = [each for each in advise(calibration, HOST, Disturbance(throttled=1), GOOD) if each.code == "throttled"]
+    assert "HEADRACE_THREADS=1" in advice.remedy
+
+
 def test_three_cores_of_which_one_is_a_hardware_thread():
     host = replace(HOST, cpus=(0, 1, 2), physical_cores=2)
     assert codes(host=host, cores=3, num_threads=3) == ["hardware_threads"]

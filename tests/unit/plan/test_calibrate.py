@@ -140,12 +140,18 @@ def test_a_relative_cache_directory_is_ignored(quick, monkeypatch, tmp_path):
     assert calibrate(Host.here(), num_threads=2, isa="portable").cache_file.parent == tmp_path / ".cache/headrace"
 
 
-def test_a_disturbed_measurement_is_used_and_not_kept(quick, cache, monkeypatch):
-    monkeypatch.setattr(Watch, "disturbance", lambda self: Disturbance(others=1.0))
+@pytest.mark.parametrize("seen", [Disturbance(others=1.0), Disturbance(steal=0.3)])
+def test_rates_that_others_spoiled_are_used_and_not_kept(quick, cache, monkeypatch, seen):
+    monkeypatch.setattr(Watch, "disturbance", lambda self: seen)
     made = calibrate(Host.here(), num_threads=2, isa="portable")
-    assert made.disturbance.others == 1.0
+    assert made.disturbance == seen
     assert not cache.exists()
     assert speed() == 2
+
+
+def test_rates_under_a_quota_are_kept(quick, monkeypatch):
+    monkeypatch.setattr(Watch, "disturbance", lambda self: Disturbance(throttled=9))
+    assert [speed(), speed()] == [1, 1]
 
 
 def test_working_sets_go_from_a_cache_to_beyond_all_within_the_memory():

@@ -23,7 +23,7 @@ def test_throttling_is_counted_in_both_versions_of_groups(tmp_path, files):
             if name.endswith("cpu.stat"):
                 write_root(tmp_path, {name: "nr_periods 12\nnr_throttled 5\n"})
     assert seen.disturbance().throttled == 2
-    assert seen.disturbance()
+    assert not seen.disturbance().spoils_rates
 
 
 def test_time_of_other_processes_and_of_other_machines(tmp_path):
@@ -37,6 +37,7 @@ def test_time_of_other_processes_and_of_other_machines(tmp_path):
     assert found.steal == pytest.approx(0.25, abs=0.1), "0.1 s of the 0.4 s on two processors"
     assert found.others_matter
     assert found.steal_matters
+    assert found.spoils_rates
 
 
 def test_processors_that_are_not_ours_do_not_count(tmp_path):
@@ -44,7 +45,7 @@ def test_processors_that_are_not_ours_do_not_count(tmp_path):
     with watch(host) as seen:
         time.sleep(0.02)
         write_root(tmp_path, {"/proc/stat": stat("1000 1000 1000 0 0 0 0 1000")})
-    assert not seen.disturbance()
+    assert seen.disturbance() == Disturbance()
 
 
 def test_a_machine_that_tells_nothing_is_undisturbed(tmp_path):
