@@ -32,6 +32,7 @@ class NativeExecutor:
             point of the largest magnitude in each group of a quantized weight (plain weights read f32); or ``auto``,
             the fastest of f32 and int16 on that instruction set.
         num_threads: threads, the caller's included; None: the cores this process may use.
+        fuse: keep values that one op alone reads out of memory. Off, the results are the same, slower: for comparison.
         isa: a name from ``headrace._native.available_isas()``; None: the best of them.
         max_batched_tokens, max_num_seqs: rows, and sequences and sampled rows, that a step may have.
         max_model_len: positions that a sequence may have.
@@ -50,6 +51,7 @@ class NativeExecutor:
         kv_format: str = "bf16",
         activation: str = "f32",
         num_threads: int | None = None,
+        fuse: bool = True,
         isa: str | None = None,
         max_batched_tokens: int = 2048,
         max_num_seqs: int = 64,
@@ -57,7 +59,7 @@ class NativeExecutor:
     ) -> None:
         assert kv_format in KV_FORMATS, f"kv_format is one of {KV_FORMATS}"
         assert activation in ACTIVATIONS, f"activation is one of {ACTIVATIONS}"
-        self._graph = graph
+        self._graph, self._fuse = graph, fuse
         self._block_size, self._num_blocks = block_size, num_blocks
         self._vocab_size = graph.node(graph.output).features
         self._max_rows = {Rows.TOKENS: max_batched_tokens, Rows.SAMPLED: max_num_seqs}
@@ -136,7 +138,7 @@ class NativeExecutor:
         return StepResult(result.token_ids, result.logprobs, result.top_ids, result.top_logprobs, taps)
 
     def describe(self) -> dict[str, Any]:
-        """What was chosen and what it takes: threads, instruction set, kernels per shape, bytes."""
+        """What was chosen and what it takes: threads, instruction set, kernels per shape, bytes, ops, last barriers."""
         runtime = self._open()
         return {
             "isa": runtime.isa,
@@ -147,6 +149,7 @@ class NativeExecutor:
             "arena_bytes": runtime.arena_bytes,
             "kv_bytes": runtime.kv_bytes,
             "num_ops": self._plan(()).plan.num_ops,
+            "num_barriers": self._plan(()).plan.num_barriers,
         }
 
     def profile(self, *, start: bool = False) -> dict[str, tuple[float, int]]:
@@ -182,7 +185,9 @@ class NativeExecutor:
             names = {node.name for node in self._graph.nodes}
             if unknown := sorted(set(taps) - names):
                 raise ExecutorError(f"The graph has no node {unknown[0]!r} to tap.")
-            self._plans[taps] = compile_plan(self._graph, self._weights, self._open(), self._max_rows, taps)
+            self._plans[taps] = compile_plan(
+                self._graph, self._weights, self._open(), self._max_rows, taps, fuse=self._fuse
+            )
         return self._plans[taps]
 
 

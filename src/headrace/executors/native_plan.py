@@ -78,6 +78,7 @@ class _Lowering:
     runtime: Runtime
     max_rows: Mapping[Rows, int]
     taps: Sequence[str]
+    fuse: bool
     consumers: dict[str, list[Node]] = field(default_factory=dict)
     values: dict[str, Columns] = field(default_factory=dict)
     converted: dict[str, Buffer] = field(default_factory=dict)
@@ -159,7 +160,7 @@ class _Lowering:
 
     def _only_reader(self, node: Node) -> int | None:
         """A linear that stands for all readers of the node, if they are linears and want the same form of it."""
-        readers = self.consumers.get(node.name, [])
+        readers = self.consumers.get(node.name, []) if self.fuse else []
         if node.name in self.taps or not readers or any(reader.op != "linear" for reader in readers):
             return None
         linears = [self.weights.linear(name) for reader in readers for name in reader.params[: reader.integer("parts")]]
@@ -167,7 +168,7 @@ class _Lowering:
 
     def _residual_sum(self, node: Node) -> Node | None:
         """The addition that alone reads this linear, if what it adds is there already."""
-        readers = self.consumers.get(node.name, [])
+        readers = self.consumers.get(node.name, []) if self.fuse else []
         if node.name in self.taps or len(readers) != 1 or readers[0].op != "add" or node.integer("parts") != 1:
             return None
         others = [name for name in readers[0].inputs if name != node.name]
@@ -237,13 +238,20 @@ class _Lowering:
 
 
 def compile_plan(
-    graph: Graph, weights: PackedWeights, runtime: Runtime, max_rows: Mapping[Rows, int], taps: Sequence[str] = ()
+    graph: Graph,
+    weights: PackedWeights,
+    runtime: Runtime,
+    max_rows: Mapping[Rows, int],
+    taps: Sequence[str] = (),
+    *,
+    fuse: bool = True,
 ) -> CompiledPlan:
     """A plan for `graph` that leaves the values of the nodes `taps` readable until the next step.
 
-    Reserves the arena that it needs; `max_rows` says how many rows of each kind a step may have.
+    Reserves the arena that it needs; `max_rows` says how many rows of each kind a step may have. Without `fuse`, every
+    node's value is written out.
     """
-    lowering = _Lowering(graph, weights, runtime, max_rows, taps)
+    lowering = _Lowering(graph, weights, runtime, max_rows, taps, fuse)
     lowering.run()
     kept = {name: lowering.values[name] for name in taps}
     runtime.reserve_arena(place(lowering.instructions, [value.buffer for value in kept.values()]))

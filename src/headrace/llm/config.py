@@ -4,9 +4,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from headrace.base.errors import InvalidRequestError
+from headrace.base.settings import ISA_NAMES
 
 EXECUTORS = ("native", "torch")
 KV_FORMATS = ("f32", "bf16")
+WEIGHT_FORMATS = ("f32", "bf16")
 ACTIVATIONS = ("auto", "f32", "int16", "bf16", "int8")
 
 
@@ -30,6 +32,11 @@ class LLMConfig:
             on this machine of f32 and int16.
         executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
         num_threads: threads of the native executor; None: HEADRACE_THREADS, or the cores this process may use.
+        isa: instruction set of the native executor; None: HEADRACE_ISA, or the best of this machine.
+        fuse: merge ops that read or write the same values, in the graph and in the executor's plan. Off, the results
+            are the same, slower: for comparison.
+        weight_format: ``f32`` or ``bf16``: turn all matrices into it at load, whatever the file holds, to compare with;
+            None: as they are stored.
     """
 
     max_model_len: int | None = None
@@ -43,6 +50,9 @@ class LLMConfig:
     activation: str = "auto"
     executor: str = "native"
     num_threads: int | None = None
+    isa: str | None = None
+    fuse: bool = True
+    weight_format: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -53,11 +63,16 @@ class LLMConfig:
         _require_choice("executor", self.executor, EXECUTORS)
         _require_choice("kv_format", self.kv_format, KV_FORMATS)
         _require_choice("activation", self.activation, ACTIVATIONS)
+        if self.isa is not None:
+            _require_choice("isa", self.isa, ISA_NAMES)
+        if self.weight_format is not None:
+            _require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
         if self.max_model_len == 1:
             raise InvalidRequestError("max_model_len 1 has no room for both a prompt and an output.", "Use 2 or more.")
-        if self.executor == "torch" and (self.activation not in ("auto", "f32") or self.num_threads is not None):
+        native_only = self.activation not in ("auto", "f32") or self.num_threads is not None or self.isa is not None
+        if self.executor == "torch" and native_only:
             raise InvalidRequestError(
-                "The torch executor takes neither activation nor num_threads: it is the f32 reference.",
+                "The torch executor takes no activation, num_threads or isa: it is the f32 reference.",
                 "Leave them out, or use the native executor.",
             )
         if self.max_num_batched_tokens < self.max_num_seqs:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 from headrace.base.errors import ExecutorError, HeadraceError, InvalidRequestError
+from headrace.engine.metrics import EngineSnapshot
 from headrace.engine.sampling import SamplingParams
 from headrace.llm.collector import Collector
 from headrace.llm.config import LLMConfig
@@ -111,6 +112,11 @@ class LLM(ServedModel):
                 yield delta
         finally:
             self._forget([request_id])
+
+    def engine_snapshot(self) -> EngineSnapshot:
+        """The engine's counters and gauges, between two steps."""
+        with self._exclusive():
+            return self._runtime.engine.snapshot()
 
     def close(self) -> None:
         """Free the executor's memory and threads; what still runs ends with an error. Idempotent."""

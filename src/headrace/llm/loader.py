@@ -16,7 +16,7 @@ from headrace.engine.executor import Executor
 from headrace.executors.kv_layout import BYTES_PER_VALUE, kv_bytes_per_block
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.resolve import resolve_model
-from headrace.formats.weights import Weights, load_weights
+from headrace.formats.weights import Weights, load_weights, matrices_in
 from headrace.graph.cost import Formats
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
@@ -60,7 +60,7 @@ class LoadedModel:
     Attributes:
         name: as the user would say it: what was asked for, or the file's or folder's name.
         path: what was loaded.
-        spec, graph, weights: the model; the graph is fused.
+        spec, graph, weights: the model as it runs: fused, and in another number format if that was asked for.
         text: its tokenizer and chat template.
         executor: runs its steps.
         memory: how large its KV cache is, and why.
@@ -96,13 +96,15 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     if config.executor == "native":
         from headrace.executors.native_isa import available_isa
 
-        available_isa(settings.isa)
+        available_isa(config.isa or settings.isa)
     with watch.part("open"):
         path = resolve_model(name)
         checkpoint = open_checkpoint(path)
         spec, graph = _graph_of(checkpoint, config.max_model_len)
-        graph = fuse(graph)
+        graph = fuse(graph) if config.fuse else graph
         weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+        if config.weight_format is not None:
+            weights = matrices_in(config.weight_format, weights)
     if weights.unused:
         log.warning("%s: tensors that this model does not use: %s", path.name, ", ".join(weights.unused))
     memory = _plan_memory(spec, graph, weights, config, settings)
@@ -185,7 +187,7 @@ def _weight_bytes(graph: Graph, weights: Weights, config: LLMConfig, settings: S
         return sum(4 * prod(param.shape) for param in graph.params.values())
     from headrace.executors.native_weights import planned_bytes
 
-    return planned_bytes(graph, weights, settings.isa, config.activation)
+    return planned_bytes(graph, weights, config.isa or settings.isa, config.activation)
 
 
 def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:
@@ -223,7 +225,8 @@ def _make_executor(
         kv_format=config.kv_format,
         activation=config.activation,
         num_threads=config.num_threads or settings.num_threads,
-        isa=settings.isa,
+        fuse=config.fuse,
+        isa=config.isa or settings.isa,
         max_batched_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         max_model_len=memory.max_model_len,

@@ -285,3 +285,15 @@ def test_runs_one_step_at_a_time() -> None:
         for done in [callers.submit(call) for _ in range(2)]:
             done.result()
     assert all("another step" in text for text in refused)
+
+
+def test_fusion_saves_ops_and_changes_no_bit():
+    graph, work = fuse(tiny_llama()), {"a": [1, 2, 3, 4, 5], "b": [6, 7]}
+    ops, logprobs = [], []
+    for fused in (True, False):
+        executor = make(graph=graph, weights=random_weights(graph, ("q8_0",)), num_blocks=16, fuse=fused)
+        logprobs.append(Stepper(executor).run(work).logprobs)
+        ops.append(executor.describe()["num_ops"])
+        executor.close()
+    assert ops[0] < ops[1]
+    np.testing.assert_array_equal(logprobs[0], logprobs[1])

@@ -2,50 +2,13 @@
 
 import logging
 
-import numpy as np
 import pytest
 
-from headrace import LLM, SamplingParams
+from headrace import LLM, SamplingParams, _native
 from headrace.base.errors import CheckpointError, InvalidRequestError, TemplateError
-from headrace.models import build_graph, load_spec, sources
-from tests.support.checkpoints import write_tiny_gguf
+from tests.support.tiny_model import write_model
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
-TOKENS = [*(chr(code) for code in range(33, 127)), "ab", "<|end|>"]
-METADATA = {
-    "llama.block_count": 2,
-    "llama.context_length": 64,
-    "llama.embedding_length": 32,
-    "llama.feed_forward_length": 64,
-    "llama.attention.head_count": 2,
-    "llama.attention.head_count_kv": 1,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5,
-    "llama.rope.freq_base": 10_000.0,
-    "llama.vocab_size": len(TOKENS),
-    "tokenizer.ggml.model": "gpt2",
-    "tokenizer.ggml.pre": "gpt-2",
-    "tokenizer.ggml.tokens": TOKENS,
-    "tokenizer.ggml.token_type": [1] * (len(TOKENS) - 1) + [3],
-    "tokenizer.ggml.merges": ["a b"],
-    "tokenizer.ggml.eos_token_id": len(TOKENS) - 1,
-    "tokenizer.ggml.add_bos_token": False,
-    "tokenizer.chat_template": "{{ messages[0].content }}",
-}
-
-
-def write_model(path, without=(), more=(), **metadata):
-    """A llama of two layers and random weights, lacking some of its tensors, holding more than it has a use for."""
-    values = METADATA | {key.replace("__", "."): value for key, value in metadata.items()}
-    spec = load_spec(values | {"general.architecture": "llama"}, "gguf", tensors={})
-    params = build_graph(spec).params
-    draw = np.random.default_rng(0)
-    shapes = {source.name: params[name].shape for name, source in sources(spec, "gguf").items()}
-    tensors = {
-        name: draw.normal(scale=0.3, size=shape).astype(np.float32)
-        for name, shape in (shapes | dict.fromkeys(more, (4, 32))).items()
-        if name not in without
-    }
-    return str(write_tiny_gguf(path / "tiny.gguf", values, tensors))
 
 
 def test_both_executors_answer_alike_and_say_what_they_are(tmp_path):
@@ -99,3 +62,43 @@ def test_a_misspelled_variable_is_an_error_before_anything_is_read(executor, mon
     monkeypatch.setenv("HEADRACE_THREAD", "1")
     with pytest.raises(InvalidRequestError, match=r"HEADRACE_THREAD\b"):
         LLM("/nowhere/model.gguf", executor=executor)
+
+
+def test_matrices_can_be_had_in_another_format_than_they_are_stored_in(tmp_path):
+    path = write_model(tmp_path, matrices="q8_0")
+    answers = {}
+    for name in (None, "f32", "bf16"):
+        with LLM(path, max_num_seqs=1, weight_format=name, activation="f32", kv_format="f32") as llm:
+            kinds = {llm.model.weights[param].format.name for param in llm.model.graph.params}
+            answers[name] = llm.generate("abc", GREEDY)[0].outputs[0].token_ids
+        assert kinds == {"f32", name or "q8_0"}, "vectors are f32"
+    assert answers[None] == answers["f32"], "the same numbers"
+
+
+def test_a_graph_runs_as_it_is_too(tmp_path):
+    path = write_model(tmp_path)
+    answers = []
+    for fuse in (True, False):
+        with LLM(path, max_num_seqs=1, fuse=fuse) as llm:
+            assert any(node.name.endswith(".qkv") for node in llm.model.graph.nodes) == fuse
+            answers.append(llm.generate("abc", GREEDY)[0].outputs[0].token_ids)
+            assert llm.engine_snapshot().metrics.output_tokens == 6
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("isa", "mmx"), ("weight_format", "q4_0")])
+def test_an_unknown_choice_is_an_error(name, value):
+    with pytest.raises(InvalidRequestError, match=f"{name} '{value}' does not exist"):
+        LLM("/nowhere/model.gguf", **{name: value})
+
+
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(_native, "available_isas", lambda: ["portable"])
+    with pytest.raises(InvalidRequestError, match="does not have the instruction set 'avx2'"):
+        LLM("/nowhere/model.gguf", isa="avx2")
+
+
+def test_an_argument_outranks_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEADRACE_ISA", _native.available_isas()[-1])
+    with LLM(write_model(tmp_path), max_num_seqs=1, isa="portable") as llm:
+        assert llm.model.executor.isa == "portable"
