@@ -22,7 +22,7 @@ help:
 	@echo "make demo     the same, asks one question, prints the answer and its speed, stops"
 	@echo "make test     install what the tests need and run them all"
 	@echo "make lint     ruff, mypy, clang-format, hadolint"
-	@echo "make bench    time the kernels and the engine on this machine"
+	@echo "make bench    measure the kernels, the engine and a start on this machine"
 
 # $(call require_space,MB): say so before anything is written, not in the middle of it
 require_space = free=$$(df -Pm $(CURDIR) | awk 'NR == 2 {print $$4}'); \
@@ -77,10 +77,13 @@ format: $(DEV)
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 
-bench: $(DEV)
-	$(BIN)/python benchmarks/linear.py
+bench: $(CORE) $(MODELS)
+	$(BIN)/headrace bench kernels $(MODEL) --repeats 3
+	$(BIN)/headrace bench latency $(MODEL)
+	$(BIN)/headrace bench throughput $(MODEL) --repeats 3
+	$(BIN)/headrace bench prefill $(MODEL) --repeats 3
+	$(BIN)/headrace bench startup $(MODEL)
 	$(BIN)/python benchmarks/scheduler.py
-	$(BIN)/python benchmarks/engine.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CORE) $(DEV)

@@ -1,5 +1,5 @@
 // Linear layers by themselves: their size, for whoever plans memory; and their tests (tests/unit/native) and benchmark
-// (benchmarks/linear.py).
+// (headrace bench kernels).
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>

@@ -1,7 +1,6 @@
 """Who else used the processors while something ran: other processes, other virtual machines, the group's quota."""
 
 import os
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,8 +92,8 @@ def glance(host: Host, seconds: float = 0.3) -> Disturbance:
 
 def _reading(host: Host) -> _Reading:
     busy, stolen = _processor_seconds(host.read, host.cpus)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return _Reading(time.perf_counter(), busy, stolen, usage.ru_utime + usage.ru_stime, _throttled(host.read))
+    own = sum(os.times()[:4])  # of this process and of its children that have ended
+    return _Reading(time.perf_counter(), busy, stolen, own, _throttled(host.read))
 
 
 def _processor_seconds(read: Read, cpus: tuple[int, ...]) -> tuple[float, float]:

@@ -1,0 +1,1 @@
+"""Benchmarks: workloads, measurements beside the machine's limits, and checks that keep them honest."""
