@@ -9,6 +9,7 @@ from typing import Any
 from headrace.base.errors import ContextLengthError, HeadraceError, InvalidRequestError, TemplateError
 from headrace.engine.metrics import EngineMetrics, EngineSnapshot, RequestMetrics
 from headrace.engine.sampling import SamplingParams
+from headrace.llm.inbox import Inbox
 from headrace.llm.outputs import CompletionOutput, Delta, RequestOutput, TokenLogprob
 
 BLOCK_SIZE = 16
@@ -119,6 +120,30 @@ class FakeLLM:
                             if is_last
                             else deltas[position]
                         )
+
+    async def stream_all(
+        self, prompts: list[str | list[int]], params: SamplingParams, *, request_ids: list[str]
+    ) -> AsyncGenerator[dict[int, Delta], None]:
+        inbox = Inbox(len(prompts))
+        pumps = [
+            asyncio.create_task(self._pump(inbox, index * params.n, self.stream(prompt, params)))
+            for index, prompt in enumerate(prompts)
+        ]
+        try:
+            while deltas := await inbox.take():
+                yield deltas
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+    async def _pump(self, inbox: Inbox, first_choice: int, stream: AsyncGenerator[Delta, None]) -> None:
+        try:
+            async with contextlib.aclosing(stream):
+                async for delta in stream:
+                    inbox.put(first_choice + delta.index, delta)
+        except Exception as error:
+            inbox.fail(error)
 
     async def generate(
         self, prompt: str | list[int], params: SamplingParams, *, request_id: str | None = None

@@ -15,6 +15,7 @@ from headrace.engine.metrics import EngineSnapshot
 from headrace.engine.sampling import SamplingParams
 from headrace.llm.collector import Collector
 from headrace.llm.config import LLMConfig
+from headrace.llm.inbox import Inbox
 from headrace.llm.outputs import Delta, RequestOutput
 from headrace.llm.runtime import Output, Prompt
 from headrace.llm.served_model import ServedModel
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 LONG_PROMPT = 1_000
 """Characters or tokens from which a prompt is checked on another thread, so that the event loop goes on meanwhile."""
+
+_NOBODY = (None, 0)
 
 
 class AsyncLLM(ServedModel):
@@ -40,7 +43,7 @@ class AsyncLLM(ServedModel):
         super().__init__(model, LLMConfig.of(options))
         self._served_name = served_model_name
         self._numbers = itertools.count()
-        self._inboxes: dict[str, asyncio.Queue[Delta | HeadraceError]] = {}
+        self._inboxes: dict[str, tuple[Inbox, int]] = {}  # and the choice that the request's first sample is in it
         self._wake = threading.Condition()  # guards the next three
         self._submitted: list[tuple[str, list[int], SamplingParams]] = []
         self._cancelled: list[str] = []
@@ -113,11 +116,28 @@ class AsyncLLM(ServedModel):
 
         Raises InvalidRequestError or ContextLengthError before the first delta; other HeadraceErrors at any time.
         """
+        async with aclosing(self.stream_all([prompt], params, request_ids=[request_id])) as batches:
+            async for deltas in batches:
+                for delta in deltas.values():
+                    yield delta
+
+    async def stream_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        request_ids: Sequence[str | None] | None = None,
+    ) -> AsyncGenerator[dict[int, Delta], None]:
+        """Continue prompts side by side. Each item is all that came together since the last one, one delta per choice:
+        choice ``i * n + j`` is sample j of prompt i. A slow reader gets fewer and longer deltas, and holds up nobody.
+
+        Otherwise like `stream`; the first error ends all of it.
+        """
         params = params or SamplingParams()
-        prompt_ids = await self._check(prompt, params)
-        async with aclosing(self._stream(prompt_ids, params, request_id)) as deltas:
-            async for delta in deltas:
-                yield delta
+        checked = [await self._check(prompt, params) for prompt in prompts]
+        async with aclosing(self._stream(checked, params, request_ids or [None] * len(checked))) as batches:
+            async for deltas in batches:
+                yield deltas
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
@@ -127,9 +147,10 @@ class AsyncLLM(ServedModel):
         prompt_ids = await self._check(prompt, params)
         text = prompt if isinstance(prompt, str) else None
         collector = Collector(request_id or f"request-{next(self._numbers)}", text, prompt_ids, params)
-        async with aclosing(self._stream(prompt_ids, params, request_id)) as deltas:
-            async for delta in deltas:
-                collector.add(delta)
+        async with aclosing(self._stream([prompt_ids], params, [request_id])) as batches:
+            async for deltas in batches:
+                for delta in deltas.values():
+                    collector.add(delta)
         return collector.result()
 
     async def chat(
@@ -148,28 +169,25 @@ class AsyncLLM(ServedModel):
         return self._runtime.check_prompt(prompt, params)
 
     async def _stream(
-        self, prompt_ids: list[int], params: SamplingParams, name: str | None
-    ) -> AsyncGenerator[Delta, None]:
+        self, prompts: list[list[int]], params: SamplingParams, names: Sequence[str | None]
+    ) -> AsyncGenerator[dict[int, Delta], None]:
         await self.start()
-        key = f"{name or 'request'}-{next(self._numbers)}"  # whatever its caller names it, no delta reaches another
-        inbox: asyncio.Queue[Delta | HeadraceError] = asyncio.Queue()
-        self._inboxes[key] = inbox
+        # Whatever its caller names a request, no delta reaches another.
+        keys = [f"{name or 'request'}-{next(self._numbers)}" for name in names]
+        inbox = Inbox(len(keys))
+        self._inboxes |= {key: (inbox, index * params.n) for index, key in enumerate(keys)}
         with self._wake:
-            self._submitted.append((key, prompt_ids, params))
+            self._submitted += [(key, prompt_ids, params) for key, prompt_ids in zip(keys, prompts, strict=True)]
             self._wake.notify()
-        ended = False
         try:
-            while not ended:
-                item = await inbox.get()
-                ended = isinstance(item, HeadraceError) or item.metrics is not None
-                if isinstance(item, HeadraceError):
-                    raise item
-                yield item
+            while deltas := await inbox.take():
+                yield deltas
         finally:
-            del self._inboxes[key]
-            if not ended:
+            for key in keys:
+                del self._inboxes[key]
+            if not inbox.has_ended:
                 with self._wake:
-                    self._cancelled.append(key)
+                    self._cancelled += keys
                     self._wake.notify()
 
     def _stop(self) -> None:
@@ -238,10 +256,14 @@ class AsyncLLM(ServedModel):
 
     def _deliver(self, outputs: list[Output]) -> None:
         for key, item in outputs:
-            inbox = self._inboxes.get(key)
-            if inbox is not None:
-                inbox.put_nowait(item)
+            inbox, first_choice = self._inboxes.get(key, _NOBODY)
+            if inbox is None:
+                continue
+            if isinstance(item, HeadraceError):
+                inbox.fail(item)
+            else:
+                inbox.put(first_choice + item.index, item)
 
     def _fail_all(self) -> None:
-        for inbox in self._inboxes.values():
-            inbox.put_nowait(self._refusal())
+        for inbox, _ in self._inboxes.values():
+            inbox.fail(self._refusal())

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,9 @@ from starlette.types import Receive, Scope, Send
 from headrace.base.errors import CancelledRequestError, HeadraceError
 from headrace.engine.metrics import RequestMetrics
 from headrace.engine.sampling import SamplingParams
-from headrace.llm.outputs import RequestOutput
+from headrace.llm.outputs import Delta, RequestOutput
 from headrace.serve.access import RequestRecord
 from headrace.serve.errors import ClientDisconnectedError, error_body
-from headrace.serve.mailbox import Mailbox
 from headrace.serve.model import AsyncModel, Prompt
 from headrace.serve.replies import EventWriter
 
@@ -81,55 +79,35 @@ class EventStream(Response):
         self._generation = generation
         self._writer = writer
         self._record = record
+        self._client_left = False
 
     async def __call__(self, _scope: Scope, receive: Receive, send: Send) -> None:
-        mailbox = Mailbox(len(self._generation.prompts))
-        pumps = [asyncio.create_task(self._pump(index, mailbox)) for index in range(len(self._generation.prompts))]
-
-        def leave() -> None:
-            for pump in pumps:
-                pump.cancel()
-            mailbox.fail(ClientDisconnectedError())
-
-        watcher = asyncio.create_task(_disconnected(receive, leave))
+        work = asyncio.create_task(self._write(send))
+        watcher = asyncio.create_task(_disconnected(receive))
         try:
-            await self._write(mailbox, send)
+            await asyncio.wait((work, watcher), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self._client_left = True
+                raise ClientDisconnectedError
+            work.result()
         finally:
-            await _end(watcher, *pumps)
+            await _end(work, watcher)
 
-    async def _pump(self, index: int, mailbox: Mailbox) -> None:
+    async def _write(self, send: Send) -> None:
         generation = self._generation
-        first_choice = index * generation.params.n
-        deltas = generation.llm.stream(generation.prompts[index], generation.params, request_id=generation.id_of(index))
-        try:
-            async with contextlib.aclosing(deltas):
-                async for delta in deltas:
-                    mailbox.put(first_choice + delta.index, delta)
-        except Exception as error:
-            mailbox.fail(error)
-        else:
-            mailbox.finish()
-
-    async def _write(self, mailbox: Mailbox, send: Send) -> None:
+        ids = [generation.id_of(index) for index in range(len(generation.prompts))]
+        batches = generation.llm.stream_all(generation.prompts, generation.params, request_ids=ids)
         started = False
         metrics: list[RequestMetrics] = []
         try:
-            while deltas := await mailbox.take():
-                if not started:
-                    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                    started = True
-                text = ""
-                for choice, delta in deltas.items():
-                    text += self._writer.events(choice, delta)
-                    self._record.num_output_tokens += len(delta.token_ids)
-                    if delta.metrics is not None:
-                        metrics.append(delta.metrics)
-                if text:
-                    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
-        except ClientDisconnectedError:
-            raise
+            async with contextlib.aclosing(batches):
+                async for deltas in batches:
+                    if not started:
+                        await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+                        started = True
+                    await self._send_deltas(deltas, metrics, send)
         except asyncio.CancelledError:
-            if started:
+            if started and not self._client_left:
                 await _say_farewell(send)
             raise
         except Exception as error:
@@ -144,11 +122,20 @@ class EventStream(Response):
             ending = self._writer.ending(metrics)
         await send({"type": "http.response.body", "body": ending, "more_body": False})
 
+    async def _send_deltas(self, deltas: dict[int, Delta], metrics: list[RequestMetrics], send: Send) -> None:
+        text = ""
+        for choice, delta in deltas.items():
+            text += self._writer.events(choice, delta)
+            self._record.num_output_tokens += len(delta.token_ids)
+            if delta.metrics is not None:
+                metrics.append(delta.metrics)
+        if text:
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
-async def _disconnected(receive: Receive, then: Callable[[], None] = lambda: None) -> None:
+
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    then()
 
 
 async def _end(*tasks: "asyncio.Future[Any]") -> None:

@@ -40,13 +40,14 @@ class AsyncModel(Protocol):
         """Whether the engine can still run steps."""
         ...
 
-    def stream(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None
-    ) -> AsyncGenerator[Delta, None]:
-        """Increments of every sample; closing the iterator frees the request's KV blocks at once.
+    def stream_all(
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, request_ids: Sequence[str]
+    ) -> AsyncGenerator[dict[int, Delta], None]:
+        """Increments of every sample of every prompt, by choice: sample j of prompt i is choice ``i * n + j``. What
+        waits for a slow reader is merged. Closing the iterator frees the requests' KV blocks at once.
 
         Raises:
-            InvalidRequestError: before the first delta, when the request can never succeed.
+            InvalidRequestError: before the first delta, when a request can never succeed.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Between the engine's pace and the client's: deltas that wait for a socket are merged, not queued."""
+"""Between the engine's pace and a reader's: deltas that wait to be read are merged, not queued."""
 
 import asyncio
 
@@ -7,36 +7,41 @@ from headrace.llm.outputs import Delta
 _MERGE_AT = 32
 
 
-class Mailbox:
-    """Deltas of one HTTP request, by choice. Several producers put, one consumer takes; one event loop.
+class Inbox:
+    """Deltas of some requests that one reader waits for, by choice. The engine puts, the reader takes; one event loop.
 
-    However slowly the client reads, what waits is one text per choice, a list of its logprobs where they were asked,
-    and fewer than 32 deltas that are not merged yet: memory is bounded by the request's own ``max_tokens``.
+    However slowly it is read, what waits is one text per choice, a list of its logprobs where they were asked, and
+    fewer than 32 deltas that are not merged yet: memory is bounded by the requests' own ``max_tokens``.
     """
 
-    def __init__(self, num_producers: int) -> None:
+    def __init__(self, num_requests: int) -> None:
         self._pending: dict[int, list[Delta]] = {}
-        self._num_open = num_producers
+        self._num_open = num_requests
         self._error: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, choice: int, delta: Delta) -> None:
-        """Add what a choice gained."""
-        waiting = self._pending.setdefault(choice, [])
-        waiting.append(delta)
-        if len(waiting) >= _MERGE_AT:
-            self._pending[choice] = [merge(waiting)]
-        self._wake()
-
-    def finish(self) -> None:
-        """One producer has put its last delta."""
-        self._num_open -= 1
+        """Add what a choice gained. A request's last delta, which has its metrics, ends it."""
+        waiting = self._pending.get(choice)
+        if waiting is None:
+            self._pending[choice] = [delta]
+        else:
+            waiting.append(delta)
+            if len(waiting) >= _MERGE_AT:
+                self._pending[choice] = [merge(waiting)]
+        if delta.metrics is not None:
+            self._num_open -= 1
         self._wake()
 
     def fail(self, error: Exception) -> None:
-        """End the request with an error, which `take` raises once what came before it is taken."""
+        """End everything with an error, which `take` raises once what came before it is taken."""
         self._error = self._error or error
         self._wake()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether every request has put its last delta."""
+        return not self._num_open
 
     async def take(self) -> dict[int, Delta]:
         """Everything that waits, one delta per choice; empty after the last. Raises the error of `fail`."""
