@@ -4,8 +4,8 @@
     python benchmarks/loop.py server [MODEL] [--seqs 64] [--rounds 9]
 
 ``loop``: from the end of one replay of the plan to the start of the next lies all that Python does for a step: commit,
-detokenization, results, scheduling, the step's arrays, sampling parameters. Shown per kind of sampling, with its share of
-a step, and the share of a step's kernel time that choosing tokens takes.
+detokenization, results, scheduling, the step's arrays, sampling parameters. Shown per kind of sampling, with its share
+of a step, and the share of a step's kernel time that choosing tokens takes.
 
 ``server``: a server process with one streaming client per sequence (this process, on raw sockets) against
 `LLM.generate` here with the same requests, in turn, round by round. Decoding alone is compared (seconds per step while

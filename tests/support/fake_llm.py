@@ -121,17 +121,17 @@ class FakeLLM:
                             else deltas[position]
                         )
 
-    async def stream_all(
+    @contextlib.asynccontextmanager
+    async def submit(
         self, prompts: list[str | list[int]], params: SamplingParams, *, request_ids: list[str]
-    ) -> AsyncGenerator[dict[int, Delta], None]:
+    ) -> AsyncGenerator[Inbox, None]:
         inbox = Inbox(len(prompts))
         pumps = [
             asyncio.create_task(self._pump(inbox, index * params.n, self.stream(prompt, params)))
             for index, prompt in enumerate(prompts)
         ]
         try:
-            while deltas := await inbox.take():
-                yield deltas
+            yield inbox
         finally:
             for pump in pumps:
                 pump.cancel()

@@ -6,7 +6,7 @@ import itertools
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
 
@@ -116,28 +116,22 @@ class AsyncLLM(ServedModel):
 
         Raises InvalidRequestError or ContextLengthError before the first delta; other HeadraceErrors at any time.
         """
-        async with aclosing(self.stream_all([prompt], params, request_ids=[request_id])) as batches:
-            async for deltas in batches:
+        async with self.submit([prompt], params or SamplingParams(), request_ids=[request_id]) as inbox:
+            while deltas := await inbox.take():
                 for delta in deltas.values():
                     yield delta
 
-    async def stream_all(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | None = None,
-        *,
-        request_ids: Sequence[str | None] | None = None,
-    ) -> AsyncGenerator[dict[int, Delta], None]:
-        """Continue prompts side by side. Each item is all that came together since the last one, one delta per choice:
-        choice ``i * n + j`` is sample j of prompt i. A slow reader gets fewer and longer deltas, and holds up nobody.
+    @asynccontextmanager
+    async def submit(
+        self, prompts: Sequence[Prompt], params: SamplingParams, *, request_ids: Sequence[str | None]
+    ) -> AsyncGenerator[Inbox, None]:
+        """Continue prompts side by side, all into one inbox: sample j of prompt i is its choice ``i * n + j``.
 
-        Otherwise like `stream`; the first error ends all of it.
+        Leaving the context cancels what has not ended. Errors are those of `stream`; the first one ends the inbox.
         """
-        params = params or SamplingParams()
         checked = [await self._check(prompt, params) for prompt in prompts]
-        async with aclosing(self._stream(checked, params, request_ids or [None] * len(checked))) as batches:
-            async for deltas in batches:
-                yield deltas
+        async with self._submit(checked, params, request_ids) as inbox:
+            yield inbox
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams | None = None, *, request_id: str | None = None
@@ -147,8 +141,8 @@ class AsyncLLM(ServedModel):
         prompt_ids = await self._check(prompt, params)
         text = prompt if isinstance(prompt, str) else None
         collector = Collector(request_id or f"request-{next(self._numbers)}", text, prompt_ids, params)
-        async with aclosing(self._stream([prompt_ids], params, [request_id])) as batches:
-            async for deltas in batches:
+        async with self._submit([prompt_ids], params, [request_id]) as inbox:
+            while deltas := await inbox.take():
                 for delta in deltas.values():
                     collector.add(delta)
         return collector.result()
@@ -168,9 +162,10 @@ class AsyncLLM(ServedModel):
             return await asyncio.to_thread(self._runtime.check_prompt, prompt, params)
         return self._runtime.check_prompt(prompt, params)
 
-    async def _stream(
+    @asynccontextmanager
+    async def _submit(
         self, prompts: list[list[int]], params: SamplingParams, names: Sequence[str | None]
-    ) -> AsyncGenerator[dict[int, Delta], None]:
+    ) -> AsyncGenerator[Inbox, None]:
         await self.start()
         # Whatever its caller names a request, no delta reaches another.
         keys = [f"{name or 'request'}-{next(self._numbers)}" for name in names]
@@ -180,8 +175,7 @@ class AsyncLLM(ServedModel):
             self._submitted += [(key, prompt_ids, params) for key, prompt_ids in zip(keys, prompts, strict=True)]
             self._wake.notify()
         try:
-            while deltas := await inbox.take():
-                yield deltas
+            yield inbox
         finally:
             for key in keys:
                 del self._inboxes[key]

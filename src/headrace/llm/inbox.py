@@ -44,7 +44,10 @@ class Inbox:
         return not self._num_open
 
     async def take(self) -> dict[int, Delta]:
-        """Everything that waits, one delta per choice; empty after the last. Raises the error of `fail`."""
+        """Wait for something to read: everything that waits, one delta per choice; empty after the last.
+
+        Raises the error of `fail`.
+        """
         while not self._pending:
             if self._error is not None:
                 raise self._error
@@ -53,7 +56,7 @@ class Inbox:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
         pending, self._pending = self._pending, {}
-        return {choice: merge(deltas) for choice, deltas in pending.items()}
+        return {choice: deltas[0] if len(deltas) == 1 else merge(deltas) for choice, deltas in pending.items()}
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -62,8 +65,6 @@ class Inbox:
 
 def merge(deltas: list[Delta]) -> Delta:
     """Consecutive deltas of one choice as one."""
-    if len(deltas) == 1:
-        return deltas[0]
     last = deltas[-1]
     asked = any(delta.logprobs is not None for delta in deltas)
     return Delta(

@@ -31,6 +31,7 @@ class RequestRecord:
         num_output_tokens: tokens produced, also of a request that did not end.
         error: what ended a response that had begun.
         started: seconds of the machine's monotonic clock.
+        send: the server's own, past every middleware: for the parts of a body, of which none needs to know.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class RequestRecord:
     num_output_tokens: int = 0
     error: Exception | None = None
     started: float = field(default_factory=perf_counter)
+    send: Send | None = None
 
     def add_metrics(self, metrics: Sequence[RequestMetrics]) -> None:
         """The request ended well, with these measurements."""
@@ -88,6 +90,7 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         record = RequestRecord(request_id=f"req_{os.urandom(12).hex()}", method=scope["method"], path=scope["path"])
+        record.send = send
         scope.setdefault("state", {})["record"] = record
 
         async def send_recorded(message: Message) -> None:

@@ -96,16 +96,16 @@ class EventStream(Response):
     async def _write(self, send: Send) -> None:
         generation = self._generation
         ids = [generation.id_of(index) for index in range(len(generation.prompts))]
-        batches = generation.llm.stream_all(generation.prompts, generation.params, request_ids=ids)
         started = False
         metrics: list[RequestMetrics] = []
         try:
-            async with contextlib.aclosing(batches):
-                async for deltas in batches:
+            async with generation.llm.submit(generation.prompts, generation.params, request_ids=ids) as inbox:
+                while deltas := await inbox.take():
                     if not started:
                         await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
-                        started = True
-                    await self._send_deltas(deltas, metrics, send)
+                        started, send = True, self._record.send or send
+                    if text := self._events(deltas, metrics):
+                        await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
         except asyncio.CancelledError:
             if started and not self._client_left:
                 await _say_farewell(send)
@@ -122,15 +122,14 @@ class EventStream(Response):
             ending = self._writer.ending(metrics)
         await send({"type": "http.response.body", "body": ending, "more_body": False})
 
-    async def _send_deltas(self, deltas: dict[int, Delta], metrics: list[RequestMetrics], send: Send) -> None:
+    def _events(self, deltas: dict[int, Delta], metrics: list[RequestMetrics]) -> str:
         text = ""
         for choice, delta in deltas.items():
             text += self._writer.events(choice, delta)
             self._record.num_output_tokens += len(delta.token_ids)
             if delta.metrics is not None:
                 metrics.append(delta.metrics)
-        if text:
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+        return text
 
 
 async def _disconnected(receive: Receive) -> None:

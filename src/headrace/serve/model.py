@@ -1,11 +1,13 @@
 """What the server needs of the model it serves; `headrace.llm.async_llm.AsyncLLM` is one."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from headrace.engine.metrics import EngineSnapshot
 from headrace.engine.sampling import SamplingParams
-from headrace.llm.outputs import Delta, RequestOutput
+from headrace.llm.inbox import Inbox
+from headrace.llm.outputs import RequestOutput
 
 Prompt = str | list[int]
 
@@ -40,14 +42,14 @@ class AsyncModel(Protocol):
         """Whether the engine can still run steps."""
         ...
 
-    def stream_all(
+    def submit(
         self, prompts: Sequence[Prompt], params: SamplingParams, *, request_ids: Sequence[str]
-    ) -> AsyncGenerator[dict[int, Delta], None]:
-        """Increments of every sample of every prompt, by choice: sample j of prompt i is choice ``i * n + j``. What
-        waits for a slow reader is merged. Closing the iterator frees the requests' KV blocks at once.
+    ) -> AbstractAsyncContextManager[Inbox]:
+        """Run prompts side by side, all into one inbox: sample j of prompt i is its choice ``i * n + j``. Leaving the
+        context frees the requests' KV blocks at once.
 
         Raises:
-            InvalidRequestError: before the first delta, when a request can never succeed.
+            InvalidRequestError: on entering, when a request can never succeed; from `Inbox.take` at the latest.
         """
         ...
 
