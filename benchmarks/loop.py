@@ -30,7 +30,7 @@ from typing import Any
 from headrace import LLM, SamplingParams
 
 PROMPT = "In a village by the river there once lived a miller who "
-OUTPUT = 129
+OUTPUT = 65
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},

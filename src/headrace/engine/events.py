@@ -7,7 +7,7 @@ from headrace.engine.metrics import RequestMetrics
 from headrace.engine.request import FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
 class TokenEvent:
     """A sample produced a token.
 

@@ -12,7 +12,7 @@ Int32 = npt.NDArray[np.int32]
 Float32 = npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
 class SampleRow:
     """How to choose the next token at one sampled row.
 

@@ -11,7 +11,7 @@ from headrace.base.errors import CapacityError, ExecutorError
 from headrace.engine.step import Int32, Step, StepResult
 from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block
 from headrace.executors.native_plan import CompiledPlan, compile_plan
-from headrace.executors.native_sampling import EncodedRows, encode
+from headrace.executors.native_sampling import EncodedRows, SamplingEncoder
 from headrace.executors.native_weights import PackedWeights
 from headrace.graph.ir import Graph, Rows
 from headrace.numerics.tensor import RawTensor
@@ -80,6 +80,7 @@ class NativeExecutor:
             self._weights = PackedWeights(graph, weights, self._runtime)
             self._plans: dict[tuple[str, ...], CompiledPlan] = {}
             self._timed = False
+            self._sampling = SamplingEncoder()
             self._plan(())
         except ValueError as error:
             raise ExecutorError(f"The native executor cannot run this: {error}.") from error
@@ -115,7 +116,7 @@ class NativeExecutor:
         self._open()
         try:
             compiled = self._plan(step.taps)
-            rows = encode(step.sampling)
+            rows = self._sampling.encode(step.sampling)
             result, status = _empty_result(rows), np.zeros(rows.num_rows, dtype=np.int32)
             compiled.plan.replay(
                 *_arrays(step),

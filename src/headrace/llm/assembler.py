@@ -48,15 +48,8 @@ class SampleAssembler:
         metrics: RequestMetrics | None = None,
     ) -> Delta:
         """What has come together since the last call."""
-        delta = Delta(
-            index=self.index,
-            text=self._text,
-            token_ids=self._token_ids,
-            logprobs=self._logprobs if self._wants_logprobs else None,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            metrics=metrics,
-        )
+        logprobs = self._logprobs if self._wants_logprobs else None
+        delta = Delta(self.index, self._text, self._token_ids, logprobs, finish_reason, stop_reason, metrics)
         self._text, self._token_ids, self._logprobs = "", [], []
         return delta
 

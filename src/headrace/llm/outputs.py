@@ -52,7 +52,7 @@ class RequestOutput:
     metrics: RequestMetrics
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long
 class Delta:
     """What one sample of a request gained since its last `Delta`.
 

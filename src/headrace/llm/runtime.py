@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from headrace.base.errors import ContextLengthError, HeadraceError, InvalidRequestError
 from headrace.engine.engine import Engine
-from headrace.engine.events import Event, FailedEvent, FinishedEvent, TokenEvent
+from headrace.engine.events import Event, FailedEvent, FinishedEvent
 from headrace.engine.metrics import RequestMetrics
 from headrace.engine.request import Request
 from headrace.engine.sampling import SamplingParams
@@ -91,33 +91,38 @@ class Runtime:
     def step(self) -> list[Output]:
         """Run one step; returns what each sample gained, in the engine's order."""
         events = self.engine.step()
-        ended = {(e.request_id, e.index): e for e in events if isinstance(e, FinishedEvent)}
+        ended = {(e.request_id, e.index): e for e in events if type(e) is FinishedEvent}
         outputs: list[Output] = []
         for event in events:
-            outputs += self._take(event, ended)
+            output = self._take(event, ended)
+            if output is not None:
+                outputs.append(output)
         return outputs
 
-    def _take(self, event: Event, ended: dict[tuple[str, int], FinishedEvent]) -> list[Output]:
-        request = self._open.get(event.request_id)
+    def _take(self, event: Event, ended: dict[tuple[str, int], FinishedEvent]) -> Output | None:
+        request_id = event.request_id
+        request = self._open.get(request_id)
         if request is None:  # ended earlier in this very batch of events, by a stop string in another sample's text
-            return []
+            return None
         if isinstance(event, FailedEvent):
-            del self._open[event.request_id]
-            return [(event.request_id, event.error)]
-        if event.index not in request.unfinished:
-            return []
-        sample = request.samples[event.index]
-        end = ended.get((event.request_id, event.index))
+            del self._open[request_id]
+            return request_id, event.error
+        index = event.index
+        if index not in request.unfinished:
+            return None
+        sample = request.samples[index]
+        end = ended.get((request_id, index)) if ended else None
         if isinstance(event, FinishedEvent):
             matched = sample.end()
             reason, stop_reason = ("stop", matched) if matched is not None else (event.reason, event.stop_reason)
-            return [self._finish(event.request_id, event.index, reason, stop_reason, event.metrics)]
-        matched = sample.push(event.token_id, _logprob(event), visible=end is None or end.reason != "stop")
+            return self._finish(request_id, index, reason, stop_reason, event.metrics)
+        logprob = None if event.logprob is None else TokenLogprob(event.token_id, event.logprob, event.top)
+        matched = sample.push(event.token_id, logprob, visible=end is None or end.reason != "stop")
         if matched is not None:
             # The engine may have ended it in this step too; then its own event is passed over, being ended already.
-            done = end or self.engine.finish_sequence(event.request_id, event.index, matched)
-            return [self._finish(event.request_id, event.index, "stop", matched, done.metrics)]
-        return [(event.request_id, sample.take())] if end is None else []
+            done = end or self.engine.finish_sequence(request_id, index, matched)
+            return self._finish(request_id, index, "stop", matched, done.metrics)
+        return (request_id, sample.take()) if end is None else None
 
     def _finish(
         self, request_id: str, index: int, reason: str, stop_reason: str | int | None, metrics: RequestMetrics | None
@@ -130,7 +135,3 @@ class Runtime:
         assert request.metrics is not None, "the engine gives the metrics when its last sample ends"
         del self._open[request_id]
         return request_id, request.samples[index].take(reason, stop_reason, request.metrics)
-
-
-def _logprob(event: TokenEvent) -> TokenLogprob | None:
-    return None if event.logprob is None else TokenLogprob(event.token_id, event.logprob, event.top)
