@@ -30,7 +30,7 @@ from typing import Any
 from headrace import LLM, SamplingParams
 
 PROMPT = "In a village by the river there once lived a miller who "
-OUTPUT = 65
+OUTPUT = 33
 
 SAMPLING: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0.0},
@@ -195,12 +195,15 @@ def bench_server(args: argparse.Namespace) -> None:
         with LLM(args.model, max_model_len=1024, max_num_seqs=args.seqs, enable_prefix_caching=False) as llm:
             batch = prompts(llm, args.seqs)
             requests = [request_bytes(llm.model_name, prompt) for prompt in batch]
-            pairs = ((in_process(llm, batch), served(address, server.pid, requests)) for _ in range(args.rounds + 1))
-            rounds = list(pairs)
+            served(address, server.pid, requests), in_process(llm, batch)  # warm both up
+            rounds = []
+            for _ in range(args.rounds):
+                rounds.append((in_process(llm, batch), served(address, server.pid, requests)))
+                print(" / ".join(f"{each.step * 1e3:.2f} ms" for each in reversed(rounds[-1])), flush=True)
     finally:
         server.terminate()
         server.wait(30)
-    report(rounds[1:], args.seqs)  # the first warms up
+    report(rounds, args.seqs)
 
 
 def report(rounds: list[tuple[Round, Round]], seqs: int) -> None:
@@ -208,7 +211,7 @@ def report(rounds: list[tuple[Round, Round]], seqs: int) -> None:
         return statistics.median(of(ours, theirs) for ours, theirs in rounds)
 
     tokens = seqs * OUTPUT
-    print(f"{seqs} streaming clients, medians of {len(rounds)} rounds")
+    print(f"{seqs} streaming clients (a step served / in process above), medians of {len(rounds)} rounds")
     print(f"step, in process      {median(lambda own, _: own.step) * 1e3:8.2f} ms")
     print(f"step, served          {median(lambda _, far: far.step) * 1e3:8.2f} ms")
     print(f"served / in process   {median(lambda own, far: far.step / own.step):8.3f}   decoding")

@@ -36,6 +36,30 @@ float sum_of_squares(const float* x, int64_t n) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+// The peak goes first: a tiny temperature may then send all but the largest to -infinity, never the largest to NaN.
+template <typename T>
+double exp_all(const T* x, int64_t n, double peak, double temperature, double* weights) {
+  typedef T Eight __attribute__((vector_size(8 * sizeof(T))));
+  const auto scaled = [&](Eight v) { return (__builtin_convertvector(v, f64x8) - peak) / temperature; };
+  f64x8 sums = {};
+  int64_t i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const f64x8 w = exp(scaled(load_as<Eight>(x + i)));
+    __builtin_memcpy(weights + i, &w, sizeof w);
+    sums += w;
+  }
+  double total = 0;
+  for (int lane = 0; lane < 8; ++lane) total += sums[lane];
+  if (i < n) {
+    Eight rest = {};
+    __builtin_memcpy(&rest, x + i, (n - i) * sizeof(T));
+    const f64x8 w = exp(scaled(rest));
+    __builtin_memcpy(weights + i, &w, (n - i) * sizeof(double));
+    for (; i < n; ++i) total += weights[i];
+  }
+  return total;
+}
+
 }  // namespace
 
 void rms_norm(const float* x, int64_t features, int64_t group, const float* weight, float eps, float* y) {
@@ -126,24 +150,33 @@ double sum_exp(const float* x, int64_t n, double shift) {
   return total;
 }
 
-double exp_weights(const double* x, int64_t n, double* weights) {
-  f64x8 sums = {};
+double exp_weights(const float* x, int64_t n, double peak, double temperature, double* weights) {
+  return exp_all(x, n, peak, temperature, weights);
+}
+
+double exp_weights_f64(const double* x, int64_t n, double peak, double temperature, double* weights) {
+  return exp_all(x, n, peak, temperature, weights);
+}
+
+int64_t places_at_least(const double* weights, int64_t n, double lowest, int32_t* places) {
+  int64_t count = 0;
+  const auto look = [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (weights[i] >= lowest) places[count++] = static_cast<int32_t>(i);
+    }
+  };
+  constexpr int64_t kRun = 32;  // few weights are likely: most runs have none, which four comparisons tell
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const f64x8 w = exp(load_as<f64x8>(x + i));
-    __builtin_memcpy(weights + i, &w, sizeof w);
-    sums += w;
+  for (; i + kRun <= n; i += kRun) {
+    const double* w = weights + i;
+    const i64x8 found = (load_as<f64x8>(w) >= lowest) | (load_as<f64x8>(w + 8) >= lowest) |
+                        (load_as<f64x8>(w + 16) >= lowest) | (load_as<f64x8>(w + 24) >= lowest);
+    int64_t any = 0;
+    for (int lane = 0; lane < 8; ++lane) any |= found[lane];
+    if (any != 0) look(i, i + kRun);
   }
-  double total = 0;
-  for (int lane = 0; lane < 8; ++lane) total += sums[lane];
-  if (i < n) {
-    f64x8 rest = {};
-    __builtin_memcpy(&rest, x + i, (n - i) * sizeof(double));
-    const f64x8 w = exp(rest);
-    __builtin_memcpy(weights + i, &w, (n - i) * sizeof(double));
-    for (; i < n; ++i) total += weights[i];
-  }
-  return total;
+  look(i, n);
+  return count;
 }
 
 }  // namespace headrace::HEADRACE_KERNELS

@@ -15,9 +15,12 @@
   void join(const float*, int64_t, int64_t, int32_t, float*, float*);                                 \
   Peak peak(const float*, int64_t);                                                                   \
   double sum_exp(const float*, int64_t, double);                                                      \
-  double exp_weights(const double*, int64_t, double*);                                                \
+  double exp_weights(const float*, int64_t, double, double, double*);                                 \
+  double exp_weights_f64(const double*, int64_t, double, double, double*);                            \
+  int64_t places_at_least(const double*, int64_t, double, int32_t*);                                  \
   inline Kernels make_kernels() {                                                                     \
-    return {rms_norm, rope, glu, add, scale, write_kv, attend, join, peak, sum_exp, exp_weights};     \
+    return {rms_norm, rope, glu,     add,         scale,           write_kv,       attend,            \
+            join,     peak, sum_exp, exp_weights, exp_weights_f64, places_at_least};                  \
   }                                                                                                   \
   }
 

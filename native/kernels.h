@@ -86,8 +86,11 @@ struct Kernels {
   Peak (*peak)(const float* x, int64_t n);
   // Sum of e^(x - shift), in double.
   double (*sum_exp)(const float* x, int64_t n, double shift);
-  // weights[i] = e^x[i], x <= 0; returns their sum.
-  double (*exp_weights)(const double* x, int64_t n, double* weights);
+  // weights[i] = e^((x[i] - peak) / temperature), x <= peak; returns their sum.
+  double (*exp_weights)(const float* x, int64_t n, double peak, double temperature, double* weights);
+  double (*exp_weights_f64)(const double* x, int64_t n, double peak, double temperature, double* weights);
+  // The places of all weights of at least `lowest`, ascending; returns how many.
+  int64_t (*places_at_least)(const double* weights, int64_t n, double lowest, int32_t* places);
 };
 
 // The table for an available instruction set (AMX machines use the AVX-512 one).

@@ -29,6 +29,7 @@ Sampler::Sampler(const Kernels& kernels, int32_t vocab_size)
       vocab_size_(vocab_size),
       x_(vocab_size),
       weights_(vocab_size),
+      places_(vocab_size),
       candidates_(vocab_size),
       counts_(vocab_size) {}
 
@@ -37,19 +38,28 @@ void Sampler::sample(const float* logits, const SampleSpec& spec, const SampleOu
   *out.status = peak.finite ? SampleStatus::ok : SampleStatus::raw_not_finite;
   if (!peak.finite) return;
   int32_t token = peak.index;
-  if (spec.is_processed() || spec.temperature != 0.0) {
-    if (!process(logits, spec)) {
+  if (spec.is_processed()) {
+    token = process(logits, spec);
+    if (token < 0) {
       *out.status = SampleStatus::nothing_left;
       return;
     }
-    const int32_t best = spec.is_processed() ? highest() : peak.index;
-    token = spec.temperature == 0.0 ? best : draw(spec, x_[best]);
+  }
+  if (spec.temperature != 0.0) {
+    if (spec.is_processed()) {
+      const double highest = x_[token];
+      const double total = kernels_.exp_weights_f64(x_.data(), vocab_size_, highest, spec.temperature, weights_.data());
+      token = draw(x_.data(), highest, spec, total);
+    } else {
+      const double total = kernels_.exp_weights(logits, vocab_size_, peak.value, spec.temperature, weights_.data());
+      token = draw(logits, peak.value, spec, total);
+    }
   }
   *out.token = token;
   if (spec.logprobs >= 0) report(logits, peak, token, spec, out);
 }
 
-bool Sampler::process(const float* logits, const SampleSpec& spec) {
+int32_t Sampler::process(const float* logits, const SampleSpec& spec) {
   for (int32_t i = 0; i < vocab_size_; ++i) x_[i] = logits[i];
   for (int64_t i = 0; i < spec.bias_ids.size; ++i) x_[spec.bias_ids.data[i]] += spec.bias[i];
   for (int64_t i = 0; i < spec.banned.size; ++i) x_[spec.banned.data[i]] = kNothing;
@@ -74,28 +84,28 @@ bool Sampler::process(const float* logits, const SampleSpec& spec) {
       count = 0;
     }
   }
-  if (!spec.is_processed()) return true;
-  const double best = x_[highest()];
-  return best > kNothing && best <= std::numeric_limits<double>::max();
+  const auto best = std::max_element(x_.begin(), x_.end());
+  if (!(*best > kNothing && *best <= std::numeric_limits<double>::max())) return -1;
+  return static_cast<int32_t>(best - x_.begin());
 }
 
-int32_t Sampler::highest() const { return static_cast<int32_t>(std::max_element(x_.begin(), x_.end()) - x_.begin()); }
-
-int32_t Sampler::draw(const SampleSpec& spec, double peak) {
-  // The peak goes first: a tiny temperature may then send all but the largest to -infinity, never the largest to NaN.
-  for (double& x : x_) x = (x - peak) / spec.temperature;
-  const double total = kernels_.exp_weights(x_.data(), vocab_size_, weights_.data());
+template <typename T>
+int32_t Sampler::draw(const T* x, double peak, const SampleSpec& spec, double total) {
   // Most draws end among the few likely tokens: look there first, and everywhere only if that does not settle it.
   constexpr double kLikely = 0x1p-12;
-  const int32_t token = draw_from(spec, kLikely, total);
-  return token >= 0 ? token : draw_from(spec, 0.0, total);
+  const int32_t token = draw_from(x, peak, spec, kLikely, total);
+  return token >= 0 ? token : draw_from(x, peak, spec, 0.0, total);
 }
 
 // Draw looking only at candidates of at least this weight; -1 if the choice may lie among the others.
-int32_t Sampler::draw_from(const SampleSpec& spec, double lowest_weight, double total) {
+template <typename T>
+int32_t Sampler::draw_from(const T* x, double peak, const SampleSpec& spec, double lowest_weight, double total) {
   Kept kept{0, lowest_weight == 0.0, total};
-  for (int32_t id = 0; id < vocab_size_; ++id) {
-    if (weights_[id] >= lowest_weight && x_[id] > kNothing) candidates_[kept.count++] = {x_[id], weights_[id], id};
+  const int64_t found = kernels_.places_at_least(weights_.data(), vocab_size_, lowest_weight, places_.data());
+  for (int64_t i = 0; i < found; ++i) {
+    const int32_t id = places_[i];
+    const double scaled = (x[id] - peak) / spec.temperature;
+    if (scaled > kNothing) candidates_[kept.count++] = {scaled, weights_[id], id};
   }
   if (!truncate(spec, lowest_weight, kept)) return -1;
   const double target = uniform(spec.seed, spec.index) * kept.total;

@@ -65,10 +65,12 @@ class Sampler {
     double total;   // weight, of all that belong to it
   };
 
-  bool process(const float* logits, const SampleSpec& spec);  // false: nothing is left to choose from
-  int32_t highest() const;
-  int32_t draw(const SampleSpec& spec, double peak);
-  int32_t draw_from(const SampleSpec& spec, double lowest_weight, double total);
+  // Into x_; returns the place of the highest, or -1 if nothing is left to choose from.
+  int32_t process(const float* logits, const SampleSpec& spec);
+  template <typename T>
+  int32_t draw(const T* x, double peak, const SampleSpec& spec, double total);
+  template <typename T>
+  int32_t draw_from(const T* x, double peak, const SampleSpec& spec, double lowest_weight, double total);
   bool truncate(const SampleSpec& spec, double lowest_weight, Kept& kept);
   int64_t prefix_reaching(int64_t count, double target, bool beyond);
   double sum_of_weights(int64_t count) const;
@@ -77,6 +79,7 @@ class Sampler {
   const Kernels& kernels_;
   const int32_t vocab_size_;
   std::vector<double> x_, weights_;
+  std::vector<int32_t> places_;
   std::vector<Candidate> candidates_;
   std::vector<int32_t> counts_;  // all zero between rows
 };

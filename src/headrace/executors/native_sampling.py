@@ -79,8 +79,8 @@ class SamplingEncoder:
             self._plain.integers[:, 0] = [_signed(seed) for seed in seeds]
             self._seeds = seeds
         self._plain.integers[:, 1] = [row.index for row in rows]
-        names_tokens = any(row.banned_ids or row.prompt_ids or row.output_ids for row in rows)
-        self._encoded = _with_ids(self._plain, rows) if names_tokens else self._plain
+        with_ids = [row for row in rows if row.banned_ids or row.prompt_ids or row.output_ids]
+        self._encoded = _with_ids(self._plain, rows) if with_ids else self._plain
         self._rows = rows
         return self._encoded
 
