@@ -112,6 +112,6 @@ def check_disturbance(seen: Disturbance) -> list[Check]:
 def check_limits(calibration: Calibration) -> Check:
     """What is possible was measured while nothing else ran."""
     when = f"measured {calibration.machine.measured_at}"
-    if calibration.disturbance:
+    if calibration.disturbance.spoils_rates:
         return Check("limits", "warning", f"{when}, while others used the machine: more may be possible")
     return Check("limits", "ok", f"{when}, undisturbed")
