@@ -143,6 +143,11 @@ AttentionShape shape_of(const Runtime& runtime, int32_t num_heads, int32_t num_k
   return {num_heads, num_kv_heads, head_dim, runtime.cache.block_size, window, scale, runtime.cache.format};
 }
 
+KvFormat kv_format_named(const std::string& name) {
+  if (name == "int8") return KvFormat::int8;
+  return name == "f32" ? KvFormat::f32 : KvFormat::bf16;
+}
+
 nb::dict describe(const Runtime& runtime, int linear) {
   const Linear& l = runtime.linear(linear);
   nb::dict d;
@@ -185,7 +190,7 @@ void bind_runtime(nb::module_& m) {
              const std::string& kv_format) {
             new (self) Runtime(num_threads, choose_isa(isa), choose_activation(activation, choose_isa(isa)),
                                {max_tokens, max_sampled, max_positions, vocab_size},
-                               {num_blocks, block_size, kv_format == "f32" ? KvFormat::f32 : KvFormat::bf16});
+                               {num_blocks, block_size, kv_format_named(kv_format)});
           },
           nb::kw_only(), "num_threads"_a, "isa"_a, "activation"_a, "max_tokens"_a, "max_sampled"_a, "max_positions"_a,
           "vocab_size"_a, "num_blocks"_a, "block_size"_a, "kv_format"_a)

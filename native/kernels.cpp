@@ -7,9 +7,10 @@
 namespace headrace {
 
 int64_t attention_scratch_floats(int64_t queries, int32_t head_dim) {
-  const int64_t dim = padded_dim(head_dim), tile = 64;
-  // Queries; running and joined results; a gathered tile of keys and of values.
-  return queries * dim + 2 * queries * partial_floats(head_dim) + 2 * tile * dim;
+  const int64_t dim = padded_dim(head_dim), padded = (queries + 15) / 16 * 16;
+  // Queries; running and joined results; maxima, factors and offsets; scores; scales; a tile of keys or of values.
+  return padded * dim + 2 * queries * partial_floats(head_dim) + 3 * padded + queries * kTileKeys + 2 * kTileKeys +
+         kTileKeys * dim;
 }
 
 const Kernels& kernels_for(Isa isa) {

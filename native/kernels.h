@@ -10,11 +10,18 @@
 
 namespace headrace {
 
-enum class KvFormat : uint8_t { f32, bf16 };
+enum class KvFormat : uint8_t { f32, bf16, int8 };
 enum class GluActivation : uint8_t { silu, gelu_tanh };
 
+// Whether cached values of that type are multiples of a scale of their token and KV head.
+template <typename T>
+constexpr bool is_scaled = false;
+template <>
+inline constexpr bool is_scaled<int8_t> = true;
+
 // One layer's attention, and how its KV blocks lie in memory. In a block, keys are [kv_head][head_dim][block_size] (a
-// vector holds one feature of 16 tokens: no sums across lanes) and values are [kv_head][block_size][head_dim].
+// vector holds one feature of 16 tokens: no sums across lanes) and values are [kv_head][block_size][head_dim]; scales
+// of either are f32 [kv_head][block_size].
 struct AttentionShape {
   int32_t num_heads, num_kv_heads, head_dim, block_size;
   int32_t window;  // keys that a query sees, itself included; 0: all before it
@@ -26,20 +33,24 @@ struct AttentionShape {
   int64_t head_values() const { return int64_t{head_dim} * block_size; }
 };
 
-// One layer's part of the KV pool: where its keys and its values lie in block 0. A block holds all layers, so what lies
-// near in time lies near in memory, and one that moves (to another tier, to another machine) moves as one piece.
+// One layer's part of the KV pool: where its keys and values, and their scales, lie in block 0. A block holds all
+// layers, so what lies near in time lies near in memory, and one that moves (to another tier, to another machine) moves
+// as one piece.
 struct KvLayer {
-  void* keys;
-  void* values;
-  int64_t block_stride;  // values from one block to the next
+  uint8_t *keys, *values;
+  uint8_t *key_scales, *value_scales;  // nothing there unless the format is int8
+  int64_t block_bytes;                 // from one block to the next
 };
+
+// A query meets its keys in tiles of this many positions, each as a whole.
+constexpr int32_t kTileKeys = 64;
 
 // Keys are attended to in splits of this many positions, each by itself, whose results are joined in order: the
 // arithmetic of a row is the same whether one worker takes all its splits or several take some each.
 constexpr int32_t kSplitKeys = 512;
 
 // Query heads of one KV head times consecutive rows of one sequence that a kernel takes at once.
-constexpr int32_t kMaxQueries = 48;
+constexpr int32_t kMaxQueries = 72;
 
 // Work of one call: some consecutive rows of a sequence, one KV head, some splits.
 struct AttentionTask {
@@ -52,13 +63,15 @@ struct AttentionTask {
   int32_t num_rows;
   int32_t kv_head;
   int32_t split_begin, split_end;  // in units of kSplitKeys positions
-  // Where to leave unfinished results instead of `out`: [query head of the group][partial_floats]; one row, one split.
+  // Where to leave the unfinished results of one split instead of `out`: [query head of the group][partial_floats] of
+  // each row, and how many floats a row's lie after the row's before.
   float* partial;
+  int64_t partial_row;
 };
 
-// Floats of one query's unfinished result: weighted sum of values (padded to 16), maximum score, sum of weights.
+// Floats of one query's unfinished result: weighted sum of values (padded to 16), sums of weights, maximum score.
 inline int64_t padded_dim(int32_t head_dim) { return (int64_t{head_dim} + 15) / 16 * 16; }
-inline int64_t partial_floats(int32_t head_dim) { return padded_dim(head_dim) + 16; }
+inline int64_t partial_floats(int32_t head_dim) { return padded_dim(head_dim) + 32; }
 // Floats of working memory that `attend` wants for tasks of at most `queries` queries.
 int64_t attention_scratch_floats(int64_t queries, int32_t head_dim);
 

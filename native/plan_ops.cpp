@@ -234,7 +234,8 @@ void AttentionOp::run(const Replay& replay, int64_t chunk, int worker) const {
                            kv_head,
                            part.split_begin,
                            part.split_end,
-                           partial};
+                           partial,
+                           int64_t{part.num_splits} * shape.num_heads * partial_floats(shape.head_dim)};
   replay.runtime.kernels.attend(shape, layer, task, replay.scratch(worker));
 }
 

@@ -71,15 +71,25 @@ int Runtime::add_rotation(const std::vector<double>& inv_freq, double scale) {
 }
 
 void Runtime::reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers) {
-  const size_t value_bytes = cache.format == KvFormat::f32 ? 4 : 2;
-  int64_t stride = 0;  // values
-  for (const auto& [num_kv_heads, head_dim] : layers) stride += 2 * int64_t{cache.block_size} * num_kv_heads * head_dim;
-  kv_pages_ = Pages(value_bytes * cache.num_blocks * stride);
-  uint8_t* at = kv_pages_.data();
+  // See headrace.executors.kv_layout.
+  const int64_t value_bytes = cache.format == KvFormat::f32 ? 4 : cache.format == KvFormat::bf16 ? 2 : 1;
+  const int64_t scale_bytes = cache.format == KvFormat::int8 ? sizeof(float) : 0;
+  struct Part {
+    int64_t values, scales;  // bytes of a layer's keys in a block, and of their scales; its values take as many
+    int64_t bytes() const { return (2 * (values + scales) + 3) / 4 * 4; }  // so that all scales are aligned
+  };
+  std::vector<Part> parts;
+  int64_t block_bytes = 0;
   for (const auto& [num_kv_heads, head_dim] : layers) {
-    const size_t bytes = value_bytes * cache.block_size * num_kv_heads * head_dim;
-    kv_layers_.push_back({at, at + bytes, stride});
-    at += 2 * bytes;
+    const int64_t heads = int64_t{cache.block_size} * num_kv_heads;
+    block_bytes += parts.emplace_back(heads * head_dim * value_bytes, heads * scale_bytes).bytes();
+  }
+  kv_pages_ = Pages(cache.num_blocks * block_bytes);
+  uint8_t* at = kv_pages_.data();
+  for (const Part& part : parts) {
+    uint8_t* keys = at + 2 * part.scales;
+    kv_layers_.push_back({keys, keys + part.values, at, at + part.scales, block_bytes});
+    at += part.bytes();
   }
 }
 

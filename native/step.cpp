@@ -76,21 +76,20 @@ AttentionSchedule::AttentionSchedule(int num_threads, const Limits& limits)
 void AttentionSchedule::plan(const Step& step, int32_t max_rows) {
   chunks_.clear();
   split_rows_.clear();
-  // Few sequences of one row each leave workers idle: give them the splits of each row.
-  const bool apart = max_partials_ > 0 && step.num_tokens == step.num_seqs && step.num_seqs < 4 * num_workers_;
+  // Few rows leave workers idle: give them the splits of each.
+  const bool apart = max_partials_ > 0 && step.num_tokens < 4 * num_workers_;
   int32_t partials = 0;
   for (int32_t s = 0; s < step.num_seqs; ++s) {
     const int32_t begin = step.seq_starts[s], end = step.seq_starts[s + 1];
     std::fill(seq_of_row_.begin() + begin, seq_of_row_.begin() + end, s);
-    const int32_t splits = num_splits(step.context_lens[s]);
-    if (apart && splits > 1) {
-      split_rows_.push_back({begin, partials, splits});
-      for (int32_t i = 0; i < splits; ++i) chunks_.push_back({s, begin, 1, i, i + 1, partials++});
-      continue;
-    }
     for (int32_t row = begin; row < end; row += max_rows) {
-      const int32_t rows = std::min(max_rows, end - row);
-      chunks_.push_back({s, row, rows, 0, num_splits(step.positions[row + rows - 1] + 1), -1});
+      const int32_t rows = std::min(max_rows, end - row), splits = num_splits(step.positions[row + rows - 1] + 1);
+      if (!apart || splits == 1) {
+        chunks_.push_back({s, row, rows, 0, splits, -1, 0});
+        continue;
+      }
+      for (int32_t i = 0; i < splits; ++i) chunks_.push_back({s, row, rows, i, i + 1, partials + i, splits});
+      for (int32_t i = 0; i < rows; ++i, partials += splits) split_rows_.push_back({row + i, partials, splits});
     }
   }
   // Longest first, so that the last ones to be taken are short.

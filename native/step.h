@@ -42,7 +42,9 @@ class StepChecker {
 struct RowChunk {
   int32_t seq, row, num_rows;
   int32_t split_begin, split_end;  // splits of kSplitKeys positions
-  int32_t partial;                 // slot of the split's unfinished result; -1: the chunk finishes by itself
+  // Slot of the unfinished result of the first row; num_splits lie from there to the next row's. -1: the chunk finishes
+  // by itself.
+  int32_t partial, num_splits;
 };
 
 // A row whose splits were computed apart.

@@ -18,6 +18,7 @@ typedef float f32x16 __attribute__((vector_size(64)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int8_t i8x16 __attribute__((vector_size(16)));
 typedef double f64x8 __attribute__((vector_size(64)));
 typedef int64_t i64x8 __attribute__((vector_size(64)));
 typedef float f32x8 __attribute__((vector_size(32)));
@@ -48,6 +49,19 @@ HEADRACE_INLINE f32x16 load(const uint16_t* p) {
 #endif
 }
 
+HEADRACE_INLINE f32x16 load(const int8_t* p) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(p)));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
+  const __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)));
+  return __builtin_shufflevector((f32x8)_mm256_cvtepi32_ps(low), (f32x8)_mm256_cvtepi32_ps(high), 0, 1, 2, 3, 4, 5, 6,
+                                 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+  return __builtin_convertvector(load_as<i8x16>(p), f32x16);
+#endif
+}
+
 HEADRACE_INLINE void store(float* p, f32x16 v) { __builtin_memcpy(p, &v, sizeof v); }
 
 // The first n < 16 values; zeros after them.
@@ -62,7 +76,14 @@ HEADRACE_INLINE void store_part(float* p, f32x16 v, int64_t n) { __builtin_memcp
 // x - 0 is x, bit for bit, which compilers know; 0 + x is not where x is -0.
 HEADRACE_INLINE f32x16 broadcast(float x) { return x - f32x16{}; }
 
-HEADRACE_INLINE f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+// b where either is no number. (Of the generic form GCC makes a comparison and a blend.)
+HEADRACE_INLINE f32x16 max(f32x16 a, f32x16 b) {
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 
 // Reduce lanes in one fixed order on every machine: halves onto each other.
 template <typename Combine>
@@ -99,6 +120,21 @@ HEADRACE_INLINE f32x16 exp(f32x16 x) {
   const i32x16 exponent = ((i32x16)rounded - 0x4B400000 + 127) << 23;
   const f32x16 y = p * (f32x16)exponent;
   return x < kLowest ? f32x16{} : y;
+}
+
+// 2^x to 2 ulp, for x <= 0; exactly 1 at 0. Below -127 it is 0 (so 2^-inf is); a NaN stays one. The polynomial is the
+// best of its degree for 2^r, |r| <= 1/2.
+HEADRACE_INLINE f32x16 exp2(f32x16 x) {
+  constexpr float kRound = 12582912.0f + 127.0f;  // see exp; with the exponent's bias
+  const f32x16 clamped = max(broadcast(-127.0f), x);
+  const f32x16 rounded = clamped + kRound;
+  const f32x16 r = clamped - (rounded - kRound);
+  f32x16 p = r * 1.3264727e-3f + 9.671513e-3f;
+  p = p * r + 5.5507336e-2f;
+  p = p * r + 0.24022242f;
+  p = p * r + 0.693147f;
+  p = p * r + 1.0f;
+  return p * (f32x16)((i32x16)rounded << 23);
 }
 
 // e^x to about 1 ulp, for x <= 0. Below -708 it is 0. Taylor's series to r^13, |r| <= ln(2) / 2.

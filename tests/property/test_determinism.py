@@ -35,13 +35,14 @@ Told = dict[int, list[tuple[int, float | None, tuple[tuple[int, float], ...]]]]
 
 
 @cache
-def executor_of(isa: str, num_threads: int, num_blocks: int, window: int) -> NativeExecutor:
+def executor_of(isa: str, kv_format: str, num_threads: int, num_blocks: int, window: int) -> NativeExecutor:
     graph = fuse(tiny_llama(window=window))
     return NativeExecutor(
         graph,
         random_weights(graph, FORMATS),
         num_blocks=num_blocks,
         block_size=BLOCK_SIZE,
+        kv_format=kv_format,
         num_threads=num_threads,
         isa=isa,
         activation="auto",
@@ -77,13 +78,13 @@ def _solo_results() -> dict[tuple[object, ...], Told]:
     return {}
 
 
-def solo(isa: str, window: int, request: Request) -> Told:
-    key = (isa, window, request.prompt_ids, repr(request.params))
+def solo(isa: str, kv_format: str, window: int, request: Request) -> Told:
+    key = (isa, kv_format, window, request.prompt_ids, repr(request.params))
     if key not in _solo_results():
         config = EngineConfig(
             max_num_seqs=1, max_num_batched_tokens=256, max_model_len=MAX_LEN, enable_prefix_caching=False
         )
-        engine = Engine(executor_of(isa, 1, 64, window), config)
+        engine = Engine(executor_of(isa, kv_format, 1, 64, window), config)
         _solo_results()[key] = run(engine, {"solo": request_named("solo", request)}, {"solo": 0}, {})["solo"]
     return _solo_results()[key]
 
@@ -135,8 +136,9 @@ def test_a_request_in_any_company_equals_its_solo_run(isa, report_figure) -> Non
         leaves = {name: data.draw(st.integers(1, 15)) for name in requests if data.draw(st.integers(0, 4)) == 0}
         window = data.draw(st.sampled_from([0, 11]))
         num_threads = data.draw(st.integers(1, 3))
+        kv_format = data.draw(st.sampled_from(["bf16", "int8"]))
         # 12 blocks hold one longest sequence and no more.
-        executor = executor_of(isa, num_threads, data.draw(st.sampled_from([12, 15, 64])), window)
+        executor = executor_of(isa, kv_format, num_threads, data.draw(st.sampled_from([12, 15, 64])), window)
         config = EngineConfig(
             max_num_seqs=data.draw(st.sampled_from([1, 3, 4, 6])),
             max_num_batched_tokens=data.draw(st.sampled_from([6, 9, 32, 256])),
@@ -147,18 +149,19 @@ def test_a_request_in_any_company_equals_its_solo_run(isa, report_figure) -> Non
         engine = Engine(executor, config)
         found = run(engine, requests, arrivals, leaves)
         for name, told in found.items():
-            assert told == solo(isa, window, requests[name]), name
+            assert told == solo(isa, kv_format, window, requests[name]), name
 
         metrics = engine.snapshot().metrics
         chunk = min(config.max_prefill_chunk or MAX_LEN, config.max_num_batched_tokens)
         seen["mixes"] += 1
         seen["threads"] += num_threads > 1
+        seen["int8"] += kv_format == "int8"
         seen["chunks"] += any(len(request.prompt_ids) > chunk for request in requests.values())
         seen["prefix hits"] += metrics.cached_tokens > 0
         seen["preemptions"] += metrics.preemptions > 0
         seen["cancellations"] += len(found) < len(requests)
 
-    kinds = ("threads", "chunks", "prefix hits", "preemptions", "cancellations")
+    kinds = ("threads", "int8", "chunks", "prefix hits", "preemptions", "cancellations")
     for _ in range(MAX_ROUNDS):
         any_mix()
         if all(seen[kind] >= ENOUGH for kind in kinds):

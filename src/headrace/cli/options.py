@@ -4,7 +4,7 @@ import argparse
 import re
 from typing import Any
 
-from headrace.llm.config import ACTIVATIONS
+from headrace.llm.config import ACTIVATIONS, KV_FORMATS
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -47,7 +47,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation", choices=ACTIVATIONS, default="auto", help="precision of linears' inputs (default: auto)"
     )
-    group.add_argument("--kv-format", choices=("f32", "bf16"), default="bf16", help="precision of cached keys, values")
+    group.add_argument("--kv-format", choices=KV_FORMATS, default="bf16", help="precision of cached keys and values")
     group.add_argument(
         "--threads",
         type=positive,

@@ -27,7 +27,7 @@ class NativeExecutor:
         graph: a model; fuse it first for speed.
         weights: one stored tensor per parameter of the graph, vectors in any format.
         num_blocks, block_size: the KV pool. Blocks take memory once they are written.
-        kv_format: ``bf16`` or ``f32``.
+        kv_format: one of `kv_layout.KV_FORMATS`.
         activation: how linears read their input: ``f32`` (exactly, or to 2^-17); ``bf16``; ``int16`` or ``int8``, fixed
             point of the largest magnitude in each group of a quantized weight (plain weights read f32); or ``auto``,
             the fastest of f32 and int16 on that instruction set.

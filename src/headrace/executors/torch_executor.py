@@ -24,7 +24,7 @@ from headrace.graph.ops import validate
 from headrace.numerics.tensor import RawTensor
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+_KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 class TorchExecutor:
@@ -64,8 +64,8 @@ class TorchExecutor:
         self._dead_after = _dead_after(graph)
         self._params = dict(_load(graph, weights, DTYPES[dtype], self._device))
         self._kv = tuple(
-            KVCache(*(torch.zeros(shape, dtype=_KV_DTYPES[kv_format], device=self._device) for _ in ("keys", "values")))
-            for shape in ((num_blocks, block_size, kv.num_kv_heads, kv.head_dim) for kv in graph.kv_layers)
+            KVCache.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), _KV_DTYPES[kv_format], self._device)
+            for kv in graph.kv_layers
         )
 
     def execute(self, step: Step) -> StepResult:

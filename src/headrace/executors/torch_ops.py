@@ -18,14 +18,44 @@ from torch import Tensor
 
 from headrace.engine.step import Step
 from headrace.graph.ir import Node
+from headrace.numerics.int8 import quantize_int8
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of one attention layer: both ``[num_blocks, block_size, num_kv_heads, head_dim]``."""
+    """Keys and values of one attention layer: both ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+
+    Where they are int8, `scales` are float32 ``[2, num_blocks, block_size, num_kv_heads]``: of the keys, of the values.
+    """
 
     keys: Tensor
     values: Tensor
+    scales: Tensor | None = None
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> "KVCache":
+        """An empty cache of that shape and number format."""
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        scaled = dtype == torch.int8
+        return cls(keys, values, torch.zeros((2, *shape[:-1]), device=device) if scaled else None)
+
+    def append(self, slots: Tensor, k_tkd: Tensor, v_tkd: Tensor) -> None:
+        """Round each token's keys and values to the cache's format and keep them at its slot."""
+        for i, (part, x_tkd) in enumerate(((self.keys, k_tkd), (self.values, v_tkd))):
+            if self.scales is None:
+                part.flatten(0, 1)[slots] = x_tkd.to(part.dtype)
+            else:
+                codes, scales = quantize_int8(x_tkd.to("cpu", torch.float32).numpy())
+                part.flatten(0, 1)[slots] = torch.from_numpy(codes).to(part.device)
+                self.scales[i].flatten(0, 1)[slots] = torch.from_numpy(scales).to(part.device)
+
+    def read(self, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values of the tokens in some blocks: both ``[tokens, num_kv_heads, head_dim]``."""
+        k_skd, v_skd = (part[blocks].flatten(0, 1) for part in (self.keys, self.values))
+        if self.scales is not None:
+            k_scales, v_scales = (scales[blocks].flatten(0, 1)[..., None] for scales in self.scales)
+            k_skd, v_skd = k_skd * k_scales, v_skd * v_scales
+        return k_skd.to(dtype), v_skd.to(dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +188,7 @@ def attention(call: Call) -> Tensor:
     head_dim = call.node.integer("head_dim")
     q_thd, k_tkd, v_tkd = (_split(x, head_dim) for x in call.inputs)
     cache = call.batch.kv[call.node.integer("layer")]
-    cache.keys.flatten(0, 1)[call.batch.slots] = k_tkd.to(cache.keys.dtype)
-    cache.values.flatten(0, 1)[call.batch.slots] = v_tkd.to(cache.values.dtype)
+    cache.append(call.batch.slots, k_tkd, v_tkd)
     outputs = [
         _attend(call.node, q_thd[seq.start : seq.end], call.batch.positions[seq.start : seq.end], seq, cache)
         for seq in call.batch.sequences
@@ -169,8 +198,7 @@ def attention(call: Call) -> Tensor:
 
 def _attend(node: Node, q_qhd: Tensor, positions: Tensor, seq: SequenceRows, cache: KVCache) -> Tensor:
     """One sequence's queries against its cached keys: ``[q, h, d]``."""
-    k_skd = cache.keys[seq.blocks].flatten(0, 1)[: seq.context_len].to(q_qhd.dtype)
-    v_skd = cache.values[seq.blocks].flatten(0, 1)[: seq.context_len].to(q_qhd.dtype)
+    k_skd, v_skd = (x_skd[: seq.context_len] for x_skd in cache.read(seq.blocks, q_qhd.dtype))
     num_kv_heads = node.integer("num_kv_heads")
     q_qkgd = q_qhd.reshape(len(q_qhd), num_kv_heads, node.integer("num_heads") // num_kv_heads, -1)
     scores_kgqs = torch.einsum("qkgd,skd->kgqs", q_qkgd, k_skd) * node.number("scale")

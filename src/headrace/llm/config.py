@@ -5,9 +5,9 @@ from typing import Any
 
 from headrace.base.errors import InvalidRequestError
 from headrace.base.settings import ISA_NAMES
+from headrace.executors.kv_layout import KV_FORMATS
 
 EXECUTORS = ("native", "torch")
-KV_FORMATS = ("f32", "bf16")
 WEIGHT_FORMATS = ("f32", "bf16")
 ACTIVATIONS = ("auto", "f32", "int16", "bf16", "int8")
 
@@ -26,7 +26,8 @@ class LLMConfig:
         kv_cache_memory: bytes for the KV cache; None: what `max_num_seqs` full contexts need, or half of the memory
             that is free if that is less.
         block_size: tokens per KV block.
-        kv_format: precision of cached keys and values, ``bf16`` or ``f32``.
+        kv_format: precision of cached keys and values: ``bf16``, ``f32``, or ``int8`` with a scale per token and KV
+            head, which takes half of bf16's memory and changes logprobs in the second decimal (docs/lab-notes.md).
         activation: precision in which linear layers read their input (native executor): ``f32``; ``int16`` or ``int8``,
             fixed point of the largest magnitude in each group of a quantized weight; ``bf16``; or ``auto``, the fastest
             on this machine of f32 and int16.

@@ -13,7 +13,7 @@ from headrace.base.errors import CapacityError, TemplateError
 from headrace.base.settings import Settings, from_environment
 from headrace.base.system import available_memory
 from headrace.engine.executor import Executor
-from headrace.executors.kv_layout import BYTES_PER_VALUE, kv_bytes_per_block
+from headrace.executors.kv_layout import kv_bytes_per_block, kv_bytes_per_value
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.resolve import resolve_model
 from headrace.formats.weights import Weights, load_weights, matrices_in
@@ -128,7 +128,7 @@ def stored_formats(graph: Graph, weights: Weights, kv_format: str = "bf16") -> F
     """Bytes that the model's numbers take as they are stored, for the cost model."""
     return Formats(
         param_bytes={param: weights[param].num_bytes for param in graph.params},
-        kv_element_bytes=BYTES_PER_VALUE[kv_format],
+        kv_element_bytes=kv_bytes_per_value(graph.kv_layers, kv_format),
     )
 
 

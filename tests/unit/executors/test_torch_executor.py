@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from headrace.base.errors import ExecutorError, InvalidRequestError, MissingDependencyError
-from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block
+from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block, kv_bytes_per_value
 from headrace.executors.torch_executor import TorchExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph, KVLayer, RopeTable
@@ -125,11 +125,13 @@ def test_precisions() -> None:
         for name, options in {
             "f32": {},
             "bf16 kv": {"kv_format": "bf16"},
+            "int8 kv": {"kv_format": "int8"},
             "bf16": {"dtype": "bfloat16"},
         }.items()
     }
     assert errors["f32"] < 1e-5 < errors["bf16 kv"] < 1e-2
     assert errors["bf16 kv"] < errors["bf16"] < 1e-1
+    assert errors["bf16 kv"] < errors["int8 kv"] < 1e-1
 
 
 @pytest.mark.parametrize("options", [{"kv_format": "int3"}, {"dtype": "float3"}])
@@ -148,12 +150,17 @@ def test_kv_bytes() -> None:
     layers = [KVLayer(num_kv_heads=2, head_dim=4), KVLayer(num_kv_heads=1, head_dim=6)]
     assert kv_bytes_per_block(layers, block_size=16, kv_format="f32") == 2 * (8 + 6) * 16 * 4
     assert kv_bytes_per_block(layers, block_size=16, kv_format="bf16") == 2 * (8 + 6) * 16 * 2
+    assert kv_bytes_per_block(layers, block_size=16, kv_format="int8") == 2 * (8 + 6 + (2 + 1) * 4) * 16
+    odd = [KVLayer(num_kv_heads=1, head_dim=7)]
+    assert kv_bytes_per_block(odd, block_size=3, kv_format="int8") == 2 * 3 * (7 + 4) + 2, "scales stay aligned"
+    assert kv_bytes_per_value(layers, "bf16") == 2
+    assert kv_bytes_per_value(layers, "int8") == 1 + 4 * 3 / 14
 
 
 @pytest.mark.parametrize("kv_format", KV_FORMATS)
 def test_the_pool_takes_the_planned_bytes(kv_format: str) -> None:
     caches = executor(kv_format=kv_format)._kv
-    held = sum(part.nbytes for cache in caches for part in (cache.keys, cache.values))
+    held = sum(part.nbytes for cache in caches for part in (cache.keys, cache.values, cache.scales) if part is not None)
     assert held == 40 * kv_bytes_per_block(small_graph().kv_layers, BLOCK_SIZE, kv_format)
 
 

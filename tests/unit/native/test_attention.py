@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from headrace._native import available_isas
+from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import NativeExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph
+from headrace.numerics.int8 import dequantize_int8, quantize_int8
 from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
 from tests.support.stepping import Stepper
 from tests.support.tiny_llama import random_weights
@@ -39,6 +41,15 @@ def reference(q, k, v, heads: int, kv_heads: int, dim: int, window: int):
     return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v_thd).reshape(tokens, -1)
 
 
+def as_cached(x: np.ndarray, kv_format: str, dim: int) -> np.ndarray:
+    """Keys or values [T, kv_heads * dim] as the cache gives them back."""
+    if kv_format == "bf16":
+        return bf16_to_f32(f32_to_bf16(np.ascontiguousarray(x)))
+    if kv_format == "int8":
+        return dequantize_int8(*quantize_int8(x.reshape(len(x), -1, dim))).reshape(x.shape)
+    return x
+
+
 def run(graph: Graph, tokens: list[int], chunks: list[int], **options) -> dict[str, np.ndarray]:
     """The tapped values of one sequence computed in chunks of these sizes, next to another one that moves along."""
     block_size = options.pop("block_size", 16)
@@ -67,7 +78,7 @@ TOKENS = np.random.default_rng(5).integers(0, VOCAB, 90).tolist()
 
 
 @pytest.mark.parametrize("isa", available_isas())
-@pytest.mark.parametrize("kv_format", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
 @pytest.mark.parametrize(
     ("heads", "kv_heads", "dim", "window", "block_size"),
     [
@@ -79,40 +90,55 @@ TOKENS = np.random.default_rng(5).integers(0, VOCAB, 90).tolist()
         (4, 2, 16, 0, 8),  # a block that is less than a vector
         (4, 2, 32, 20, 16),
         (4, 2, 7, 5, 3),
+        (3, 1, 96, 0, 16),
+        (4, 2, 128, 50, 32),
+        (2, 1, 256, 0, 16),
+        (6, 6, 64, 33, 16),  # no group at all
+        (14, 2, 64, 0, 16),  # a group that is more than a batch
     ],
 )
 def test_equals_softmax_over_all_keys(isa, kv_format, heads, kv_heads, dim, window, block_size) -> None:
     got = run(
         one_attention(heads, kv_heads, dim, window), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size
     )
-    k, v = got["k"], got["v"]
-    if kv_format == "bf16":
-        k, v = (bf16_to_f32(f32_to_bf16(np.ascontiguousarray(x))) for x in (k, v))
+    k, v = (as_cached(got[x], kv_format, dim) for x in "kv")
     np.testing.assert_allclose(
         got["attn"], reference(got["q"], k, v, heads, kv_heads, dim, window), rtol=1e-5, atol=3e-6
     )
 
 
 @pytest.mark.parametrize("isa", available_isas())
-@pytest.mark.parametrize("window", [0, 20])
-def test_is_the_same_however_the_tokens_are_chunked(isa, window) -> None:
-    graph = one_attention(9, 3, 16, window)
-    whole = run(graph, TOKENS, [90], isa=isa)["attn"]
-    for chunks in ([1] * 90, [33, 1, 1, 20, 35], [64, 26]):
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+def test_the_cache_holds_what_the_rounding_rule_says(isa, kv_format) -> None:
+    """A query that sees its own token alone gets that token's value back, bit for bit."""
+    for dim, block_size in ((64, 16), (40, 16), (7, 3)):
+        got = run(one_attention(4, 2, dim, 1), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size)
+        values = as_cached(got["v"], kv_format, dim).reshape(90, 2, dim)
+        np.testing.assert_array_equal(got["attn"], np.repeat(values, 2, axis=1).reshape(90, -1))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+@pytest.mark.parametrize(("dim", "window"), [(16, 0), (16, 20), (80, 0)])
+def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, dim, window) -> None:
+    """Few rows read the cache in place, many read a widened copy; a batch of queries has one to six."""
+    graph = one_attention(9, 3, dim, window)
+    whole = run(graph, TOKENS, [90], isa=isa, kv_format=kv_format)["attn"]
+    for chunks in ([1] * 90, [2] * 45, [33, 1, 1, 20, 35], [64, 26]):
         for num_threads in (1, 3):
-            got = run(graph, TOKENS, chunks, isa=isa, num_threads=num_threads)["attn"]
+            got = run(graph, TOKENS, chunks, isa=isa, num_threads=num_threads, kv_format=kv_format)["attn"]
             np.testing.assert_array_equal(got, whole)
 
 
+@pytest.mark.parametrize("kv_format", ["bf16", "int8"])
 @pytest.mark.parametrize("window", [0, 700])
-def test_splits_of_long_contexts_join_to_the_same_bits(window) -> None:
-    """Decoding few sequences hands their splits to different threads; prefill computes them in a row."""
+def test_splits_of_long_contexts_join_to_the_same_bits(window, kv_format) -> None:
+    """Few rows, of one sequence or several, hand their splits to different threads; prefill takes them in a row."""
     graph = one_attention(4, 2, 16, window)
     tokens = np.random.default_rng(6).integers(0, VOCAB, 1300).tolist()
-    whole = run(graph, tokens, [1300], num_threads=1)
-    chunked = run(graph, tokens, [1290] + [1] * 10, num_threads=3)
+    whole = run(graph, tokens, [1300], num_threads=1, kv_format=kv_format)
+    chunked = run(graph, tokens, [1280, 5, 5] + [1] * 10, num_threads=3, kv_format=kv_format)
     np.testing.assert_array_equal(chunked["attn"], whole["attn"])
-    expected = reference(
-        whole["q"], *(bf16_to_f32(f32_to_bf16(np.ascontiguousarray(whole[x]))) for x in "kv"), 4, 2, 16, window
-    )
+    k, v = (as_cached(whole[x], kv_format, 16) for x in "kv")
+    expected = reference(whole["q"], k, v, 4, 2, 16, window)
     np.testing.assert_allclose(whole["attn"], expected, rtol=1e-5, atol=3e-6)

@@ -1,0 +1,123 @@
+// A tile of keys and values, and the two products over it. Included by attention_kernels.cpp only (see vectors.h).
+#pragma once
+
+#include "kernels.h"
+#include "vectors.h"
+
+namespace headrace {
+namespace {
+
+constexpr int kTileVectors = kTileKeys / kLanes;
+#ifdef __AVX512F__
+constexpr int kBatch = 6, kBlock = 4;  // queries x vectors summed at once: 24 of 32 registers
+#else
+constexpr int kBatch = 3, kBlock = 2;  // with AVX2, where a vector is two registers: 12 of 16
+#endif
+
+// 64 consecutive positions of one KV head in four runs of 16: key feature d of run g at keys[g] + d * key_stride, value
+// of its j-th token at values[g] + j * value_stride. Runs beyond the context repeat the first; nothing reads them
+// unmasked.
+template <typename T>
+struct Tile {
+  const T* keys[kTileVectors];
+  const T* values[kTileVectors];
+  const T* next_keys[kTileVectors];  // of the tile after it, to be fetched early
+  int64_t key_stride, value_stride;
+};
+
+// Blocks lie apart, so hardware prefetchers start over at each: fetch the values while scoring, the next keys while
+// summing values. Each step asks for its share of the runs, a cache line at a time.
+template <typename T>
+HEADRACE_INLINE void fetch(const T* const (&runs)[kTileVectors], int64_t offset) {
+  if (offset * sizeof(T) % 64 != 0) return;
+#pragma GCC unroll 4
+  for (int g = 0; g < kTileVectors; ++g) __builtin_prefetch(runs[g] + offset);
+}
+
+// out[i * kTileKeys + key] = sum over d, in order, of q[d * kBatch + i] * key[d], for G runs of keys from `run` on.
+template <int N, int G, bool kInPlace, typename T>
+HEADRACE_INLINE void score_runs(const float* q, int64_t dim, const Tile<T>& tile, int run, float* out) {
+  f32x16 sums[N][G];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) sums[i][g] = f32x16{};  // one by one: as a whole it would go through memory
+  }
+#pragma GCC unroll 4
+  for (int64_t d = 0; d < dim; ++d) {
+    f32x16 keys[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) keys[g] = load(tile.keys[run + g] + d * tile.key_stride);
+    if constexpr (kInPlace) fetch(tile.values, d * kLanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) {
+      const f32x16 feature = broadcast(q[d * kBatch + i]);
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) sums[i][g] = feature * keys[g] + sums[i][g];
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) store(out + i * kTileKeys + (run + g) * kLanes, sums[i][g]);
+  }
+}
+
+// Scores of N queries for the first `runs` runs; what they leave of the others is chance.
+template <int N, bool kInPlace, typename T>
+void score(const float* q, int64_t dim, const Tile<T>& tile, int runs, float* out) {
+  if (kBlock == kTileVectors && runs > 2) {
+    score_runs<N, kBlock, kInPlace>(q, dim, tile, 0, out);
+  } else {
+    for (int run = 0; run < runs; run += 2) score_runs<N, 2, kInPlace>(q, dim, tile, run, out);
+  }
+}
+
+// Scale V vectors of N results, from feature d on, by `decays`; add the weighted values of tile positions [begin, end).
+template <int N, int V, bool kInPlace, typename T>
+HEADRACE_INLINE void sum_columns(const float* weights, const float* decays, const Tile<T>& tile, int64_t d, int begin,
+                                 int end, float* state, int64_t stride) {
+  f32x16 sums[N][V];
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) sums[i][v] = load(state + i * stride + d + v * kLanes) * decays[i];
+  }
+  for (int g = begin / kLanes; g * kLanes < end; ++g) {
+    const int first = begin > g * kLanes ? begin : g * kLanes, last = end < (g + 1) * kLanes ? end : (g + 1) * kLanes;
+    const T* token = tile.values[g] + (first - g * kLanes) * tile.value_stride + d;
+    for (int j = first; j < last; ++j, token += tile.value_stride) {
+      f32x16 values[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) values[v] = load(token + v * kLanes);
+      if (kInPlace && d == 0) fetch(tile.next_keys, j * tile.value_stride / kTileVectors);
+#pragma GCC unroll 8
+      for (int i = 0; i < N; ++i) {
+        const f32x16 weight = broadcast(weights[i * kTileKeys + j]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sums[i][v] = weight * values[v] + sums[i][v];
+      }
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(state + i * stride + d + v * kLanes, sums[i][v]);
+  }
+}
+
+template <int N, bool kInPlace, typename T>
+void sum_values(const float* weights, const float* decays, const Tile<T>& tile, int begin, int end, float* state,
+                int64_t stride, int64_t dim) {
+  int64_t d = 0;
+  for (; d + kBlock * kLanes <= dim; d += kBlock * kLanes)
+    sum_columns<N, kBlock, kInPlace>(weights, decays, tile, d, begin, end, state, stride);
+  if (kBlock > 2 && d + 2 * kLanes <= dim) {
+    sum_columns<N, 2, kInPlace>(weights, decays, tile, d, begin, end, state, stride);
+    d += 2 * kLanes;
+  }
+  if (d < dim) sum_columns<N, 1, kInPlace>(weights, decays, tile, d, begin, end, state, stride);
+}
+
+}  // namespace
+}  // namespace headrace
