@@ -80,7 +80,7 @@ format: $(DEV)
 bench: $(CORE) $(MODELS)
 	$(BIN)/headrace bench kernels $(MODEL) --repeats 3
 	$(BIN)/headrace bench latency $(MODEL)
-	$(BIN)/headrace bench throughput $(MODEL) --repeats 3
+	$(BIN)/headrace bench throughput $(MODEL) --repeats 2
 	$(BIN)/headrace bench prefill $(MODEL) --repeats 3
 	$(BIN)/headrace bench startup $(MODEL)
 	$(BIN)/python benchmarks/scheduler.py

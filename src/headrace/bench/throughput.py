@@ -79,7 +79,7 @@ def _decode(whole: Batch, firsts: Sequence[Run], wholes: Sequence[Run], limits: 
     count, context = len(whole.prompts), len(whole.prompts[0]) + output_len // 2
     tokens = count * output_len
     return Measurement(
-        name=f"decode, {count} seqs",
+        name=f"decode, {count} seq{'s' if count > 1 else ''}",
         unit="tok/s",
         samples=decode_rates(tokens, [run.seconds for run in firsts[1:]], [run.seconds for run in wholes[1:]]),
         limit=count / limits.step_seconds(Workload.decode(count, context)),
