@@ -49,14 +49,16 @@ class Op:
 
 
 def _expect(condition: bool, message: str) -> None:
+    """For messages that cost little: a start makes thousands of these checks, and each message whether or not it is
+    needed. Those that print operands or parameters are raised outright."""
     if not condition:
         raise ValueError(message)
 
 
 def _int(attrs: Mapping[str, Attr], name: str) -> int:
     value = attrs[name]
-    _expect(isinstance(value, int) and not isinstance(value, bool), f"{name} must be an int, not {value!r}")
-    assert isinstance(value, int)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{name} must be an int, not {value!r}")
     return value
 
 
@@ -79,9 +81,11 @@ def _linear(inputs: Sequence[Operand], params: Sequence[Param], attrs: Mapping[s
     weights, biases = params[:parts], params[parts:]
     for weight in weights:
         _expect(len(weight.shape) == 2, f"{weight.name} is not a matrix")
-        _expect(weight.shape[1] == inputs[0].features, f"{weight.name} {weight.shape} x {inputs[0].features} features")
+        if weight.shape[1] != inputs[0].features:
+            raise ValueError(f"{weight.name} {weight.shape} x {inputs[0].features} features")
     for weight, bias in zip(weights, biases, strict=False):
-        _expect(bias.shape == weight.shape[:1], f"{bias.name} {bias.shape} does not match {weight.name} {weight.shape}")
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"{bias.name} {bias.shape} does not match {weight.name} {weight.shape}")
     return Operand(inputs[0].rows, sum(weight.shape[0] for weight in weights))
 
 
@@ -92,7 +96,8 @@ def _slice(inputs: Sequence[Operand], params: Sequence[Param], attrs: Mapping[st
 
 
 def _same(inputs: Sequence[Operand], params: Sequence[Param], attrs: Mapping[str, Attr]) -> Operand:
-    _expect(inputs[0] == inputs[1], f"operands differ: {inputs[0]} and {inputs[1]}")
+    if inputs[0] != inputs[1]:
+        raise ValueError(f"operands differ: {inputs[0]} and {inputs[1]}")
     return inputs[0]
 
 
@@ -151,8 +156,10 @@ def output_of(op: str, inputs: Sequence[Operand], params: Sequence[Param], attrs
     if op not in OPS:
         raise ValueError(f"unknown op {op!r}")
     rule = OPS[op]
-    _expect(len(inputs) == rule.num_inputs, f"{op} takes {rule.num_inputs} inputs, not {len(inputs)}")
-    _expect(set(attrs) == rule.attrs, f"{op} takes attributes {sorted(rule.attrs)}, not {sorted(attrs)}")
+    if len(inputs) != rule.num_inputs:
+        raise ValueError(f"{op} takes {rule.num_inputs} inputs, not {len(inputs)}")
+    if attrs.keys() != rule.attrs:
+        raise ValueError(f"{op} takes attributes {sorted(rule.attrs)}, not {sorted(attrs)}")
     return rule.shape(inputs, params, attrs)
 
 
@@ -164,7 +171,8 @@ def validate(graph: Graph) -> None:
             _expect(node.name not in seen, "its name is taken")
             inputs = [Operand(seen[name].rows, seen[name].features) for name in node.inputs]
             made = output_of(node.op, inputs, [graph.params[name] for name in node.params], node.attrs)
-            _expect(made == Operand(node.rows, node.features), f"it declares {node.rows} x {node.features}, not {made}")
+            if (made.rows, made.features) != (node.rows, node.features):
+                raise ValueError(f"it declares {node.rows} x {node.features}, not {made}")
         except KeyError as missing:
             raise ValueError(f"node {node.name}: {missing} is not defined before it") from None
         except ValueError as error:
