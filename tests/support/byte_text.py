@@ -8,9 +8,10 @@ import numpy as np
 
 from headrace.engine.engine import Engine, EngineConfig
 from headrace.engine.step import Step, StepResult
-from headrace.llm.loader import LoadedModel, TextSide
+from headrace.llm.loader import LoadedModel
 from headrace.llm.memory import MemoryPlan
 from headrace.llm.runtime import Runtime
+from headrace.llm.text_side import TextSide
 from headrace.text.chat_template import ChatTemplate
 from headrace.text.tokenizer import Tokenizer
 
@@ -89,7 +90,7 @@ def counting_model(before_step: Callable[[Step], None] = lambda step: None) -> L
         spec=nothing,
         graph=nothing,
         weights=nothing,
-        text=TextSide(byte_tokenizer(), template),
+        text=TextSide(byte_tokenizer(), lambda: template),
         executor=Counter(before_step),
         memory=MemoryPlan(NUM_BLOCKS, 1, 128, 1 << 20, 1),
     )

@@ -1,6 +1,6 @@
 """What a user asked (`Request`), and one sample of it while it lives in the engine (`Sequence`)."""
 
-import secrets
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Literal
@@ -159,7 +159,7 @@ def derive_seed(seed: int, index: int) -> int:
 
 def make_sequences(request: Request, *, serial: int, max_len: int) -> list[Sequence]:
     """The ``params.n`` samples of a request. Without a seed, one is drawn from the system's entropy."""
-    seed = secrets.randbits(63) if request.params.seed is None else request.params.seed
+    seed = int.from_bytes(os.urandom(8), "little") >> 1 if request.params.seed is None else request.params.seed
     return [
         Sequence(request, serial=serial, index=index, seed=derive_seed(seed, index), max_len=max_len)
         for index in range(request.params.n)

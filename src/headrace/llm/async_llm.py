@@ -41,6 +41,7 @@ class AsyncLLM(ServedModel):
 
     def __init__(self, model: str | None = None, *, served_model_name: str | None = None, **options: Any) -> None:
         super().__init__(model, LLMConfig.of(options))
+        self._model.text.prepare()  # a server that says it is ready should not have its first client wait
         self._served_name = served_model_name
         self._numbers = itertools.count()
         self._inboxes: dict[str, tuple[Inbox, int]] = {}  # and the choice that the request's first sample is in it

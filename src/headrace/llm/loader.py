@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-from headrace.base.errors import CapacityError, TemplateError
+from headrace.base.errors import CapacityError
 from headrace.base.settings import Settings, from_environment
 from headrace.base.system import available_memory
 from headrace.engine.executor import Executor
@@ -22,10 +22,9 @@ from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.llm.config import LLMConfig
 from headrace.llm.memory import MemoryPlan, plan_memory
+from headrace.llm.text_side import TextSide, load_text
 from headrace.models import build_graph, ignorable, load_spec, sources
 from headrace.models.spec import ModelSpec
-from headrace.text.chat_template import ChatTemplate
-from headrace.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +42,6 @@ class Stopwatch:
             yield
         finally:
             self.parts[name] = self.parts.get(name, 0.0) + time.perf_counter() - start
-
-
-@dataclass(frozen=True, slots=True)
-class TextSide:
-    """What turns text into tokens and back. A template that is missing or broken hurts chat alone."""
-
-    tokenizer: Tokenizer
-    template: ChatTemplate | TemplateError
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,18 +183,7 @@ def _weight_bytes(graph: Graph, weights: Weights, config: LLMConfig, settings: S
 
 def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:
     with watch.part("tokenizer (beside packing)"):
-        if checkpoint.kind == "gguf":
-            tokenizer = Tokenizer.from_gguf_metadata(checkpoint.config)
-        else:
-            tokenizer = Tokenizer.from_hf_folder(checkpoint.folder)
-        try:
-            if checkpoint.kind == "gguf":
-                template = ChatTemplate.from_gguf_metadata(checkpoint.config, tokenizer)
-            else:
-                template = ChatTemplate.from_hf_folder(checkpoint.folder)
-        except TemplateError as error:
-            return TextSide(tokenizer, error)
-    return TextSide(tokenizer, template)
+        return load_text(checkpoint)
 
 
 def _make_executor(

@@ -4,7 +4,6 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from headrace.base.errors import TemplateError
 from headrace.engine.config import EngineConfig
 from headrace.engine.engine import Engine
 from headrace.graph.cost import Formats
@@ -72,8 +71,6 @@ class ServedModel:
         Raises TemplateError if the model has no usable chat template, or if the template refuses the messages.
         """
         template = self._model.text.template
-        if isinstance(template, TemplateError):
-            raise template
         text = template.render(messages, add_generation_prompt=add_generation_prompt, tools=tools, **template_arguments)
         return self.tokenizer.encode(text, add_special_tokens=False)  # the template writes them itself
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from typing import TYPE_CHECKING
 
 from headrace.base.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -83,7 +85,7 @@ def pre_tokenizer_named(name: str | None) -> PreTokenizer:
     return PRE_TOKENIZERS[name]
 
 
-def byte_level_engine(tokens: Sequence[str], merges: Sequence[str], rule: PreTokenizer) -> Tokenizer:
+def byte_level_engine(tokens: Sequence[str], merges: Sequence[str], rule: PreTokenizer) -> "Tokenizer":
     """Build the tokenizer, without added tokens.
 
     Args:
@@ -91,6 +93,8 @@ def byte_level_engine(tokens: Sequence[str], merges: Sequence[str], rule: PreTok
         merges: pairs "left right", the first merged first.
         rule: the family's pre-tokenizer.
     """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
     vocab = {token: index for index, token in enumerate(tokens)}
     try:
         model = models.BPE(

@@ -9,10 +9,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-
-from tokenizers import Tokenizer, decoders, models, normalizers
+from typing import TYPE_CHECKING
 
 from headrace.base.errors import CheckpointError, UnsupportedModelError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 SPACE = "\u2581"
 """The character that stands for a space in a piece."""
@@ -48,8 +50,10 @@ class PieceModel:
     unk_id: int | None = None
 
 
-def sentencepiece_engine(model: PieceModel) -> Tokenizer:
+def sentencepiece_engine(model: PieceModel) -> "Tokenizer":
     """Build the tokenizer, without added tokens."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+
     vocab = {piece: index for index, piece in enumerate(model.pieces)}
     bpe = models.BPE(
         vocab=vocab,

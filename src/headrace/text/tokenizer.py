@@ -1,35 +1,18 @@
 """Text to token ids and back."""
 
 import json
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tokenizers
-from tokenizers import AddedToken
+from headrace.base.errors import CheckpointError, InvalidRequestError
+from headrace.text.gguf_vocabulary import GgufVocabulary, add_tokens
+from headrace.text.sentencepiece import PieceModel, parse_model, sentencepiece_engine
+from headrace.text.vocabulary import ByteTable, Vocabulary, engine_vocabulary
 
-from headrace.base.errors import CheckpointError, InvalidRequestError, UnsupportedModelError
-from headrace.text.byte_level import byte_level_bytes, byte_level_engine, pre_tokenizer_named
-from headrace.text.sentencepiece import PieceModel, TokenType, parse_model, piece_bytes, sentencepiece_engine
-
-END_OF_TURN = frozenset(
-    ("<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
-)
-"""Control tokens that end a turn by common use. A GGUF file names one or two; the model's own list was longer."""
-
-
-class ByteTable(dict[int, bytes]):
-    """The bytes of each token, looked up once and kept. An id without a token (padding of the vocabulary) has none."""
-
-    def __init__(self, engine: tokenizers.Tokenizer, bytes_of: Callable[[str], bytes]) -> None:
-        super().__init__()
-        self._engine, self._bytes_of = engine, bytes_of
-
-    def __missing__(self, token_id: int) -> bytes:
-        token = self._engine.id_to_token(token_id)
-        data = b"" if token is None else self._bytes_of(token)
-        self[token_id] = data
-        return data
+if TYPE_CHECKING:
+    import tokenizers
 
 
 class Tokenizer:
@@ -49,26 +32,28 @@ class Tokenizer:
 
     def __init__(
         self,
-        engine: tokenizers.Tokenizer,
+        vocabulary: Vocabulary,
+        make_engine: "Callable[[], tokenizers.Tokenizer]",
         *,
         bos_id: int | None,
         eos_ids: Iterable[int],
         prefix: Sequence[int] = (),
         suffix: Sequence[int] = (),
     ) -> None:
-        """Take a `tokenizers` engine; ``prefix`` and ``suffix`` are the special tokens put around encoded text."""
-        engine.no_truncation()
-        engine.no_padding()
-        self._engine = engine
+        """Take a vocabulary and what makes the `tokenizers` engine that encodes, which is called when it is first
+        needed; ``prefix`` and ``suffix`` are the special tokens put around encoded text."""
+        self._make_engine = make_engine
+        self._made_engine: tokenizers.Tokenizer | None = None
+        self._making = threading.Lock()
         self._literal_engine: tokenizers.Tokenizer | None = None
         self._prefix, self._suffix = list(prefix), list(suffix)
-        added = engine.get_added_tokens_decoder()
-        self.vocab_size = max(engine.get_vocab_size(), max(added, default=-1) + 1)
+        self._vocabulary = vocabulary
+        self.vocab_size = vocabulary.size
         self.bos_id = bos_id
         self.eos_ids = frozenset(eos_ids)
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
-        bytes_of, self.strips_leading_space = _decoding(engine)
-        self.byte_table = ByteTable(engine, bytes_of)
+        self.special_ids = vocabulary.special_ids
+        self.byte_table = ByteTable(vocabulary)
+        self.strips_leading_space = vocabulary.strips_leading_space
 
     @classmethod
     def from_hf_folder(cls, path: str | Path) -> "Tokenizer":
@@ -103,41 +88,49 @@ class Tokenizer:
             *_as_ids(model_config.get("eos_token_id")),
             *_as_ids((model_config.get("text_config") or {}).get("eos_token_id")),
         }
-        return cls(engine, bos_id=bos_id, eos_ids=eos_ids, prefix=prefix, suffix=suffix)
+        vocabulary = engine_vocabulary(engine)
+        return cls(vocabulary, _ready(engine), bos_id=bos_id, eos_ids=eos_ids, prefix=prefix, suffix=suffix)
 
     @classmethod
-    def from_gguf_metadata(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
+    def from_gguf_metadata(cls, metadata: Mapping[str, Any], *, prepared: bool = True) -> "Tokenizer":
         """Rebuild from a GGUF file's ``tokenizer.ggml.*`` keys.
+
+        Args:
+            metadata: the file's.
+            prepared: be ready to encode; False leaves the costly part of that, and two errors that only it finds, to
+                `prepare` or the first text. Decoding needs none of it.
 
         Raises:
             CheckpointError: a key is missing or contradicts another.
             UnsupportedModelError: the vocabulary or the pre-tokenizer is of a kind that is not built.
         """
-        vocabulary = _GgufVocabulary(metadata)
-        kind = metadata.get("tokenizer.ggml.model")
-        if kind == "gpt2":
-            rule = pre_tokenizer_named(metadata.get("tokenizer.ggml.pre"))
-            engine = byte_level_engine(vocabulary.tokens, vocabulary.required("merges"), rule)
-            add_bos = rule.add_bos
-        elif kind == "llama":
-            engine = sentencepiece_engine(vocabulary.piece_model())
-            add_bos = True
-        else:
-            raise UnsupportedModelError(
-                f"The vocabulary type {kind!r} (tokenizer.ggml.model) is not built.",
-                "Use a model with a 'gpt2' (byte-level BPE) or 'llama' (SentencePiece BPE) vocabulary.",
-            )
-        if engine.get_vocab_size() != len(vocabulary.tokens):
-            raise CheckpointError("tokenizer.ggml.tokens holds a token twice.", "Convert the model again.")
-        _add_tokens(engine, vocabulary.tokens, vocabulary.types)
-        bos_id, eos_id = vocabulary.token_id("bos"), vocabulary.token_id("eos")
+        gguf = GgufVocabulary(metadata)
+        make_engine = gguf.engine
+        if prepared:
+            make_engine = _ready(gguf.engine())
+        bos_id, eos_id = gguf.token_id("bos"), gguf.token_id("eos")
         return cls(
-            engine,
+            gguf.vocabulary(),
+            make_engine,
             bos_id=bos_id,
-            eos_ids=vocabulary.eos_ids(),
-            prefix=_affix("add_bos_token", metadata.get("tokenizer.ggml.add_bos_token", add_bos), bos_id),
+            eos_ids=gguf.eos_ids(),
+            prefix=_affix("add_bos_token", metadata.get("tokenizer.ggml.add_bos_token", gguf.add_bos), bos_id),
             suffix=_affix("add_eos_token", metadata.get("tokenizer.ggml.add_eos_token", False), eos_id),
         )
+
+    def prepare(self) -> None:
+        """Do now what the first text to encode would wait for. Raises CheckpointError as `from_gguf_metadata` does."""
+        _ = self._engine
+
+    @property
+    def _engine(self) -> "tokenizers.Tokenizer":
+        with self._making:
+            if self._made_engine is None:
+                engine = self._make_engine()
+                engine.no_truncation()
+                engine.no_padding()
+                self._made_engine = engine
+            return self._made_engine
 
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         """Token ids of a text.
@@ -175,17 +168,18 @@ class Tokenizer:
 
     def id_to_token(self, token_id: int) -> str | None:
         """A token as the vocabulary spells it; None for an id without one."""
-        token: str | None = self._engine.id_to_token(token_id)
-        return token
+        return self._vocabulary.token(token_id)
 
     def token_to_id(self, token: str) -> int | None:
         """The id of a token as the vocabulary spells it."""
         token_id: int | None = self._engine.token_to_id(token)
         return token_id
 
-    def _literal(self) -> tokenizers.Tokenizer:
+    def _literal(self) -> "tokenizers.Tokenizer":
         """The engine that reads special tokens as text. It shares the vocabulary; two threads may both make it."""
         if self._literal_engine is None:
+            import tokenizers
+
             engine = tokenizers.Tokenizer(self._engine.model)
             engine.normalizer = self._engine.normalizer
             engine.pre_tokenizer = self._engine.pre_tokenizer
@@ -194,59 +188,6 @@ class Tokenizer:
             engine.encode_special_tokens = True
             self._literal_engine = engine
         return self._literal_engine
-
-
-class _GgufVocabulary:
-    """Checked access to ``tokenizer.ggml.*``."""
-
-    def __init__(self, metadata: Mapping[str, Any]) -> None:
-        self._metadata = metadata
-        self.tokens: Sequence[str] = self.required("tokens")
-        types = metadata.get("tokenizer.ggml.token_type")
-        self.types: Sequence[int] = [TokenType.NORMAL] * len(self.tokens) if types is None else types
-        self._check_length("token_type", self.types)
-
-    def required(self, name: str) -> Any:
-        if (value := self._metadata.get(f"tokenizer.ggml.{name}")) is None:
-            raise CheckpointError(f"The GGUF file lacks tokenizer.ggml.{name}.", "Convert the model again.")
-        return value
-
-    def token_id(self, name: str) -> int | None:
-        token_id: int | None = self._metadata.get(f"tokenizer.ggml.{name}_token_id")
-        if token_id is not None and not 0 <= token_id < len(self.tokens):
-            raise CheckpointError(
-                f"tokenizer.ggml.{name}_token_id is {token_id}, but there are {len(self.tokens)} tokens.",
-                "Convert the model again.",
-            )
-        return token_id
-
-    def eos_ids(self) -> set[int]:
-        named = {token_id for name in ("eos", "eot", "eom") if (token_id := self.token_id(name)) is not None}
-        known = {i for i, kind in enumerate(self.types) if kind == TokenType.CONTROL and self.tokens[i] in END_OF_TURN}
-        return named | known
-
-    def piece_model(self) -> PieceModel:
-        if self._metadata.get("tokenizer.ggml.remove_extra_whitespaces"):
-            raise UnsupportedModelError(
-                "The vocabulary removes extra whitespace (tokenizer.ggml.remove_extra_whitespaces).",
-                "Use the model's Hugging Face folder with its tokenizer.json.",
-            )
-        scores = self.required("scores")
-        self._check_length("scores", scores)
-        return PieceModel(
-            pieces=self.tokens,
-            scores=scores,
-            types=self.types,
-            add_space_prefix=self._metadata.get("tokenizer.ggml.add_space_prefix", True),
-            unk_id=self.token_id("unknown"),
-        )
-
-    def _check_length(self, name: str, values: Sequence[Any]) -> None:
-        if len(values) != len(self.tokens):
-            raise CheckpointError(
-                f"tokenizer.ggml.{name} has {len(values)} entries for {len(self.tokens)} tokens.",
-                "Convert the model again.",
-            )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -269,7 +210,9 @@ def token_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _folder_engine(folder: Path) -> tuple[tokenizers.Tokenizer, PieceModel | None]:
+def _folder_engine(folder: Path) -> "tuple[tokenizers.Tokenizer, PieceModel | None]":
+    import tokenizers
+
     if (path := folder / "tokenizer.json").exists():
         try:
             return tokenizers.Tokenizer.from_file(str(path)), None
@@ -278,23 +221,17 @@ def _folder_engine(folder: Path) -> tuple[tokenizers.Tokenizer, PieceModel | Non
     if (path := folder / "tokenizer.model").exists():
         pieces = parse_model(path.read_bytes())
         engine = sentencepiece_engine(pieces)
-        _add_tokens(engine, pieces.pieces, pieces.types)
+        add_tokens(engine, dict(zip(pieces.pieces, pieces.types, strict=True)))
         return engine, pieces
     raise CheckpointError(
         f"{folder} has neither tokenizer.json nor tokenizer.model.", "Download the model's tokenizer files too."
     )
 
 
-def _add_tokens(engine: tokenizers.Tokenizer, tokens: Sequence[str], types: Sequence[int]) -> None:
-    """Make control tokens (and the unknown one) special, and user-defined ones whole."""
-    special = (TokenType.CONTROL, TokenType.UNKNOWN)
-    kinds = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (*special, 4)]
-    engine.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in kinds if k in special])
-    engine.add_tokens([AddedToken(t, normalized=False) for t, k in kinds if k not in special])
-
-
-def _add_configured_tokens(engine: tokenizers.Tokenizer, config: Mapping[str, Any]) -> None:
+def _add_configured_tokens(engine: "tokenizers.Tokenizer", config: Mapping[str, Any]) -> None:
     """Tokens that only ``tokenizer_config.json`` adds, with the ids it gives them, and its named special tokens."""
+    from tokenizers import AddedToken
+
     known = {token.content for token in engine.get_added_tokens_decoder().values()}
     for key, entry in sorted((config.get("added_tokens_decoder") or {}).items(), key=lambda item: int(item[0])):
         if entry["content"] in known:
@@ -327,7 +264,7 @@ def _affix(flag: str, wanted: bool | None, token_id: int | None) -> list[int]:
     return [token_id]
 
 
-def _affixes_of(engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+def _affixes_of(engine: "tokenizers.Tokenizer") -> tuple[list[int], list[int]]:
     """What the post-processor of a ``tokenizer.json`` puts before and after a text."""
     bare = engine.encode("a", add_special_tokens=False).ids
     full = engine.encode("a", add_special_tokens=True).ids
@@ -335,23 +272,8 @@ def _affixes_of(engine: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     return full[:start], full[start + len(bare) :]
 
 
-def _decoding(engine: tokenizers.Tokenizer) -> tuple[Callable[[str], bytes], bool]:
-    """How an engine's tokens become bytes, and whether a leading space is dropped from the text."""
-    decoder = {} if engine.decoder is None else json.loads(engine.decoder.__getstate__())
-    steps = decoder.get("decoders", [decoder])
-    names = [step.get("type") for step in steps]
-    if names in (["ByteLevel"], ["ByteLevel", "Fuse"]):
-        return byte_level_bytes, False
-    spaced = {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "}
-    if names[:3] == ["Replace", "ByteFallback", "Fuse"] and steps[0] == spaced:
-        if len(names) == 3:
-            return piece_bytes, False
-        if steps[3:] == [{"type": "Strip", "content": " ", "start": 1, "stop": 0}]:
-            return piece_bytes, True
-    raise UnsupportedModelError(
-        f"The tokenizer decodes by {' + '.join(map(str, names))}, which is not built.",
-        "Use a model with byte-level BPE or SentencePiece BPE with byte fallback.",
-    )
+def _ready(engine: "tokenizers.Tokenizer") -> "Callable[[], tokenizers.Tokenizer]":
+    return lambda: engine
 
 
 def _as_ids(value: int | list[int] | None) -> list[int]:
