@@ -27,6 +27,7 @@ namespace nb = nanobind;
 using namespace nb::literals;
 using namespace headrace;
 
+void bind_files(nb::module_& m);
 void bind_linear(nb::module_& m);
 
 namespace {
@@ -181,6 +182,19 @@ nb::object read_rows(Plan& plan, const View& view, int64_t rows) {
       copy, {static_cast<size_t>(rows), static_cast<size_t>(view.features)}, owner));
 }
 
+// What was packed, as bytes that keep the runtime alive.
+nb::object pack(nb::object runtime) {
+  Runtime& self = nb::cast<Runtime&>(runtime);
+  size_t bytes = 0;
+  const uint8_t* packed = nullptr;
+  {
+    const nb::gil_scoped_release release;
+    bytes = self.pending_bytes();
+    packed = self.pack();
+  }
+  return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(packed, {bytes}, runtime));
+}
+
 void bind_runtime(nb::module_& m) {
   nb::class_<Runtime>(m, "Runtime")
       .def(
@@ -194,12 +208,20 @@ void bind_runtime(nb::module_& m) {
           },
           nb::kw_only(), "num_threads"_a, "isa"_a, "activation"_a, "max_tokens"_a, "max_sampled"_a, "max_positions"_a,
           "vocab_size"_a, "num_blocks"_a, "block_size"_a, "kv_format"_a)
-      .def("add_linear",
-           [](Runtime& self, const std::string& format, const Bytes& data, int64_t in_features) {
-             const Format f = format_named(format);
-             check_matrix(f, data, in_features);
-             return self.add_linear(f, data.data(), data.shape(0), in_features, data.shape(1));
-           })
+      .def(
+          "add_linear",
+          [](Runtime& self, const std::string& format, const Bytes& data, int64_t in_features, bool mapped,
+             int64_t interleaved_heads) {
+            const Format f = format_named(format);
+            check_matrix(f, data, in_features);
+            const int64_t rows = data.shape(0);
+            if (interleaved_heads < 0 || (interleaved_heads > 0 && rows % (2 * interleaved_heads) != 0)) {
+              throw std::invalid_argument("the rows are not those of heads of pairs");
+            }
+            return self.add_linear({f, data.data(), rows, in_features, static_cast<int64_t>(data.shape(1))}, mapped,
+                                   interleaved_heads);
+          },
+          "format"_a, "data"_a, "in_features"_a, "mapped"_a = false, "interleaved_heads"_a = 0)
       .def(
           "add_table",
           [](Runtime& self, const std::string& format, const Bytes& data, int64_t features) {
@@ -216,7 +238,10 @@ void bind_runtime(nb::module_& m) {
            [](Runtime& self, const Array<float, nb::ndim<1>>& x) { return self.add_vector(x.data(), x.shape(0)); })
       .def("add_rotation", &Runtime::add_rotation, nb::call_guard<nb::gil_scoped_release>())
       .def("reserve_kv", &Runtime::reserve_kv, "layers"_a)
-      .def("pack", &Runtime::pack, nb::call_guard<nb::gil_scoped_release>())
+      .def("pack", &pack)
+      .def("read_packed", &Runtime::read_packed, "fd"_a, "offset"_a, "piece"_a, "expected"_a,
+           nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("pending_bytes", &Runtime::pending_bytes)
       .def("reserve_arena", [](Runtime& self, size_t bytes) { self.reserve_arena(bytes); })
       .def("describe_linear", &describe)
       .def("input_form",
@@ -347,6 +372,7 @@ NB_MODULE(_native, m) {
         return matrix_rate(arithmetic, choose_isa(isa), num_threads, seconds);
       },
       "arithmetic"_a, "isa"_a, "num_threads"_a, "seconds"_a = 0.1, nb::call_guard<nb::gil_scoped_release>());
+  bind_files(m);
   bind_linear(m);
   bind_runtime(m);
   bind_plan(m);

@@ -24,4 +24,8 @@ class Pages {
   size_t size_ = 0;
 };
 
+// Take the whole pages among these bytes of a mapped file out of this process's memory. They stay in the system's
+// cache, and come back when they are read. Not for memory without a file behind it, which would lose what it holds.
+void release_mapped(const uint8_t* data, size_t bytes);
+
 }  // namespace headrace

@@ -1,17 +1,32 @@
 #include "runtime.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <new>
 #include <stdexcept>
 #include <utility>
 
+#include "checksum.h"
 #include "cores.h"
 
 namespace headrace {
 namespace {
+
+bool read_fully(int fd, uint8_t* to, size_t bytes, int64_t offset) {
+  while (bytes > 0) {
+    const ssize_t got = pread(fd, to, bytes, offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    to += got, offset += got, bytes -= got;
+  }
+  return true;
+}
 
 size_t aligned(size_t bytes) { return (bytes + kPackedAlignment - 1) / kPackedAlignment * kPackedAlignment; }
 
@@ -35,11 +50,10 @@ Runtime::Runtime(int num_threads, Isa isa_, Activation activation_, const Limits
   require("block_size", cache.block_size);
 }
 
-int Runtime::add_linear(Format format, const uint8_t* data, int64_t out_features, int64_t in_features,
-                        int64_t row_bytes) {
-  linears_.push_back(make_linear(format, out_features, in_features, isa, activation));
+int Runtime::add_linear(const WeightView& weight, bool mapped, int64_t interleaved_heads) {
+  linears_.push_back(make_linear(weight.format, weight.out_features, weight.in_features, isa, activation));
   const int index = static_cast<int>(linears_.size()) - 1;
-  pending_.push_back({index, {format, data, out_features, in_features, row_bytes}});
+  pending_.push_back({index, weight, mapped, interleaved_heads});
   return index;
 }
 
@@ -93,36 +107,88 @@ void Runtime::reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers)
   }
 }
 
-void Runtime::pack() {
-  struct Piece {
-    Pending pending;
-    int64_t begin, end;
-  };
-  std::vector<Piece> pieces;
-  const std::vector<Pending> added = std::exchange(pending_, {});
+size_t Runtime::pending_bytes() const {
   size_t bytes = 0;
-  for (const Pending& pending : added) bytes += aligned(linear(pending.linear).packed_bytes);
-  uint8_t* memory = packed_.emplace_back(bytes).data();
-  for (const Pending& pending : added) {
+  for (const Pending& pending : pending_) bytes += aligned(linear(pending.linear).packed_bytes);
+  return bytes;
+}
+
+// Give the pending linears their places, one after the other, and take them off the list.
+std::vector<Runtime::Pending> Runtime::place(uint8_t* memory) {
+  for (const Pending& pending : pending_) {
     linears_[pending.linear]->place(memory);
     memory += aligned(linear(pending.linear).packed_bytes);
-    const int64_t columns = linear(pending.linear).out_features, tile = linear(pending.linear).column_tile;
+  }
+  return std::exchange(pending_, {});
+}
+
+// Read rather than mapped: a file's pages are small, and decoding streams all of them at every step.
+bool Runtime::read_packed(int fd, int64_t offset, size_t piece, uint64_t expected) {
+  Pages memory(pending_bytes());
+  std::vector<uint64_t> sums((memory.size() + piece - 1) / piece);
+  pool.parallel_for(static_cast<int64_t>(sums.size()), [&](int64_t i) {
+    const size_t begin = i * piece, bytes = std::min(piece, memory.size() - begin);
+    if (read_fully(fd, memory.data() + begin, bytes, offset + static_cast<int64_t>(begin))) {
+      sums[i] = checksum(memory.data() + begin, bytes);  // while it is in the core's cache
+    }
+  });
+  if (checksum(reinterpret_cast<const uint8_t*>(sums.data()), 8 * sums.size()) != expected) return false;
+  for (const Pending& pending : place(memory.data())) {
+    if (pending.mapped) release_mapped(pending.weight.data, pending.weight.out_features * pending.weight.row_bytes);
+  }
+  packed_.push_back(std::move(memory));
+  return true;
+}
+
+void Runtime::pack_columns(const Pending& pending, int64_t begin, int64_t end) {
+  WeightView view = pending.weight;
+  std::vector<uint8_t> ordered;
+  if (pending.interleaved_heads > 0) {
+    const int64_t head = view.out_features / pending.interleaved_heads, half = head / 2;
+    ordered.resize((end - begin) * view.row_bytes);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t stored = row / head * head + row % half * 2 + row % head / half;
+      std::memcpy(ordered.data() + (row - begin) * view.row_bytes, view.data + stored * view.row_bytes, view.row_bytes);
+    }
+    view.data = ordered.data() - begin * view.row_bytes;  // kernels read the rows of their columns alone
+  }
+  linears_[pending.linear]->pack(view, begin, end);
+}
+
+const uint8_t* Runtime::pack() {
+  struct Piece {
+    size_t pending;
+    int64_t begin, end;
+  };
+  uint8_t* memory = packed_.emplace_back(pending_bytes()).data();
+  const std::vector<Pending> added = place(memory);
+  std::vector<Piece> pieces;
+  std::vector<std::atomic<int64_t>> left(added.size());  // pieces of each
+  for (size_t i = 0; i < added.size(); ++i) {
+    const int64_t columns = linear(added[i].linear).out_features, tile = linear(added[i].linear).column_tile;
     const int64_t step = std::max<int64_t>(1, 256 / tile) * tile;
     for (int64_t begin = 0; begin < columns; begin += step) {
-      pieces.push_back({pending, begin, std::min(begin + step, columns)});
+      pieces.push_back({i, begin, std::min(begin + step, columns)});
+      ++left[i];
     }
   }
   std::exception_ptr error;
   std::mutex mutex;
   pool.parallel_for(static_cast<int64_t>(pieces.size()), [&](int64_t i) {
+    const auto& [index, begin, end] = pieces[i];
+    const Pending& pending = added[index];
     try {
-      linears_[pieces[i].pending.linear]->pack(pieces[i].pending.weight, pieces[i].begin, pieces[i].end);
+      pack_columns(pending, begin, end);
     } catch (...) {
       const std::lock_guard lock(mutex);
       error = std::current_exception();
     }
+    if (--left[index] == 0 && pending.mapped) {
+      release_mapped(pending.weight.data, pending.weight.out_features * pending.weight.row_bytes);
+    }
   });
   if (error) std::rethrow_exception(error);
+  return memory;
 }
 
 uint8_t* Runtime::reserve_arena(size_t bytes) {

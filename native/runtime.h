@@ -59,8 +59,11 @@ class Runtime {
     std::atomic<bool>& busy_;
   };
 
-  // Each returns the number by which ops name the thing. `data` must stay valid: for linears until `pack` returns.
-  int add_linear(Format format, const uint8_t* data, int64_t out_features, int64_t in_features, int64_t row_bytes);
+  // Each returns the number by which ops name the thing. A linear's bytes must stay valid until `pack` returns. Where
+  // they lie in a mapped file, `mapped`, their pages leave this process's memory once they are packed. With
+  // `interleaved_heads`, each of so many heads has its rows as rotary pairs: 2i, 2i + 1 are rows i, i + half a head of
+  // the matrix.
+  int add_linear(const WeightView& weight, bool mapped, int64_t interleaved_heads);
   int add_table(const Table& table);
   int add_vector(const float* data, int64_t size);
   int add_rotation(const std::vector<double>& inv_freq, double scale);
@@ -68,8 +71,17 @@ class Runtime {
   // The KV pool for layers of (number of KV heads, head dimension), in their order. Throws std::bad_alloc.
   void reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers);
 
-  // Pack every linear added since the last call, on all threads. Throws what a kernel threw.
-  void pack();
+  // Pack every linear added since the last call, on all threads; returns where, `pending_bytes` long, the runtime's to
+  // keep. Throws what a kernel threw.
+  const uint8_t* pack();
+
+  // Instead of packing, read what an earlier `pack` of equal linears made: `pending_bytes` bytes of a file from
+  // `offset` on, on all threads. False, and nothing changed, if they cannot be read or their checksums (those of each
+  // `piece` bytes, and one of these) do not come to `expected`.
+  bool read_packed(int fd, int64_t offset, size_t piece, uint64_t expected);
+
+  // Bytes that `pack` would fill now.
+  size_t pending_bytes() const;
 
   const Linear& linear(int i) const { return *linears_.at(i); }
   const Table& table(int i) const { return tables_.at(i); }
@@ -96,7 +108,12 @@ class Runtime {
   struct Pending {
     int linear;
     WeightView weight;
+    bool mapped;
+    int64_t interleaved_heads;
   };
+
+  std::vector<Pending> place(uint8_t* memory);
+  void pack_columns(const Pending& pending, int64_t begin, int64_t end);
 
   std::vector<std::unique_ptr<Linear>> linears_;
   std::vector<Pending> pending_;

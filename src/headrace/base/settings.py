@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from headrace.base.errors import InvalidRequestError
 
@@ -36,3 +37,13 @@ def from_environment(environ: Mapping[str, str] | None = None) -> Settings:
     if threads is not None and (not threads.isdecimal() or int(threads) < 1):
         raise InvalidRequestError(f"HEADRACE_THREADS={threads!r} is not a count.", "Use a whole number of 1 or more.")
     return Settings(isa=isa, num_threads=int(threads) if threads else None)
+
+
+def cache_folder() -> Path | None:
+    """Where headrace keeps what it can make again: in XDG_CACHE_HOME, or else in ~/.cache. None without a home."""
+    try:
+        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+        base = named if named.is_absolute() else Path.home() / ".cache"  # a relative one is to be ignored, says XDG
+    except RuntimeError:
+        return None
+    return base / "headrace"

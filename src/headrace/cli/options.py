@@ -54,6 +54,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="threads (default: HEADRACE_THREADS, or the cores this process may use)",
     )
+    group.add_argument(
+        "--weight-cache",
+        choices=("auto", "off"),
+        default="auto",
+        help="keep packed weights in ~/.cache for the next start (default: auto)",
+    )
 
 
 def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -70,6 +76,7 @@ def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "activation": args.activation,
         "kv_format": args.kv_format,
         "num_threads": args.threads,
+        "weight_cache": args.weight_cache,
     }
 
 

@@ -13,6 +13,7 @@ from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block
 from headrace.executors.native_plan import CompiledPlan, compile_plan
 from headrace.executors.native_sampling import EncodedRows, SamplingEncoder
 from headrace.executors.native_weights import PackedWeights
+from headrace.executors.weight_cache import WeightCache
 from headrace.graph.ir import Graph, Rows
 from headrace.numerics.tensor import RawTensor
 
@@ -36,6 +37,7 @@ class NativeExecutor:
         isa: a name from ``headrace._native.available_isas()``; None: the best of them.
         max_batched_tokens, max_num_seqs: rows, and sequences and sampled rows, that a step may have.
         max_model_len: positions that a sequence may have.
+        weight_cache: where packed weights are kept between starts; None: pack every time.
 
     Raises ExecutorError for an instruction set or a number format that there is no kernel for, and CapacityError where
     memory does not suffice.
@@ -56,6 +58,7 @@ class NativeExecutor:
         max_batched_tokens: int = 2048,
         max_num_seqs: int = 64,
         max_model_len: int = 4096,
+        weight_cache: WeightCache | None = None,
     ) -> None:
         assert kv_format in KV_FORMATS, f"kv_format is one of {KV_FORMATS}"
         assert activation in ACTIVATIONS, f"activation is one of {ACTIVATIONS}"
@@ -77,7 +80,7 @@ class NativeExecutor:
                 kv_format=kv_format,
             )
             self._reserve_kv(kv_format)
-            self._weights = PackedWeights(graph, weights, self._runtime)
+            self._weights = PackedWeights(graph, weights, self._runtime, weight_cache)
             self._plans: dict[tuple[str, ...], CompiledPlan] = {}
             self._timed = False
             self._sampling = SamplingEncoder()
@@ -147,6 +150,7 @@ class NativeExecutor:
             "num_threads": runtime.num_threads,
             "kernels": self._weights.kernels(),
             "packed_bytes": runtime.packed_bytes,
+            "weights_from_cache": self._weights.from_cache,
             "arena_bytes": runtime.arena_bytes,
             "kv_bytes": runtime.kv_bytes,
             "num_ops": self._plan(()).plan.num_ops,

@@ -7,6 +7,7 @@ import numpy as np
 
 from headrace._native import Runtime, packed_bytes
 from headrace.base.errors import ExecutorError
+from headrace.executors.weight_cache import WeightCache, sample_of
 from headrace.graph.ir import Graph, RopeTable
 from headrace.numerics.tensor import RawTensor
 
@@ -39,7 +40,9 @@ def _packed_bytes(name: str, tensor: RawTensor, isa: str, activation: str) -> in
 class PackedWeights:
     """Numbers by which plans name parameters. Each parameter is handed over once, however many nodes share it."""
 
-    def __init__(self, graph: Graph, weights: Mapping[str, RawTensor], runtime: Runtime) -> None:
+    def __init__(
+        self, graph: Graph, weights: Mapping[str, RawTensor], runtime: Runtime, cache: WeightCache | None = None
+    ) -> None:
         self._runtime = runtime
         self._linears: dict[str, int] = {}
         self._tables: dict[str, int] = {}
@@ -58,7 +61,7 @@ class PackedWeights:
                     self._add_vector(name, tensor)
             if node.op == "rope":
                 self._add_rotation(node.rope())
-        runtime.pack()
+        self.from_cache = self._pack(weights, cache)
 
     def linear(self, name: str) -> int:
         return self._linears[name]
@@ -83,10 +86,36 @@ class PackedWeights:
             entry["packed_bytes"] += info["packed_bytes"]
         return list(found.values())
 
+    def _pack(self, weights: Mapping[str, RawTensor], cache: WeightCache | None) -> bool:
+        """Take the packed matrices from the cache, or make them and leave them there; returns whether they were."""
+        if cache is None:
+            self._runtime.pack()
+            return False
+        description = {
+            "isa": self._runtime.isa,
+            "activation": self._runtime.activation,
+            "matrices": [self._describe(name, weights[name]) for name in self._linears],
+        }
+        if cache.load(description, self._runtime):
+            return True
+        cache.keep(description, self._runtime.pack())
+        return False
+
+    def _describe(self, name: str, tensor: RawTensor) -> list[str | int]:
+        info = self._runtime.describe_linear(self._linears[name])
+        stored = [tensor.format.name, *tensor.shape, tensor.interleaved_heads, sample_of(tensor.stored)]
+        return [name, *stored, info["kernel"], info["packed_bytes"]]
+
     def _add_linear(self, name: str, tensor: RawTensor) -> None:
         if name not in self._linears:
             try:
-                self._linears[name] = self._runtime.add_linear(tensor.format.name, tensor.data, tensor.shape[1])
+                self._linears[name] = self._runtime.add_linear(
+                    tensor.format.name,
+                    tensor.stored,
+                    tensor.shape[1],
+                    mapped=tensor.is_mapped,
+                    interleaved_heads=tensor.interleaved_heads,
+                )
             except (ValueError, TypeError) as error:
                 raise ExecutorError(f"No native kernel takes {name}: {error}.") from error
 

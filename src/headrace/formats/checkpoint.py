@@ -34,6 +34,11 @@ class Checkpoint:
         """Where the files beside the weights are: tokenizer, chat template, generation config."""
         return self.path if self.path.is_dir() else self.path.parent
 
+    @property
+    def weight_files(self) -> list[Path]:
+        """The files that tensors are read from."""
+        return sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else [self.path]
+
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a GGUF file, or a Hugging Face folder of ``config.json`` and safetensors.

@@ -7,11 +7,12 @@ the bytes that are left before anything is allocated or looped over.
 import mmap
 import struct
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import overload
 
 import numpy as np
 
+from headrace._native import string_offsets
 from headrace.base.errors import CheckpointError
 from headrace.formats.mapped_file import DOWNLOAD_AGAIN
 
@@ -180,20 +181,15 @@ class HeaderReader:
 
     def _string_array(self, what: str) -> StringArray:
         count = self.count(f"the length of {what}", _U64.size)
-        data, unpack, position, offsets = self.data, _U64.unpack_from, self.position, []
-        try:  # the hot loop of opening a model: no call that can be spared
-            for _ in repeat(None, count):
-                offsets.append(position)
-                position += 8 + unpack(data, position)[0]
-        except (struct.error, IndexError, OverflowError):
-            position = len(data) + 1
-        if position > len(data):
-            raise self.error(f"{what}[{len(offsets) - 1}] ends after the end of the file")
-        if position - self.position > _MAX_TEXT_BYTES:
-            raise self.error(f"{what} takes {position - self.position} bytes, an absurd number")
-        offsets.append(position)
-        start, self.position = self.position, position
-        return StringArray(what, data[start:position], [offset - start for offset in offsets])
+        data = np.frombuffer(self.data, np.uint8)
+        try:
+            offsets = string_offsets(data, self.position, count)
+        except IndexError as error:
+            raise self.error(f"{what}[{error}] ends after the end of the file") from None
+        if offsets[-1] > _MAX_TEXT_BYTES:
+            raise self.error(f"{what} takes {offsets[-1]} bytes, an absurd number")
+        start, self.position = self.position, self.position + offsets[-1]
+        return StringArray(what, self.data[start : self.position], offsets)
 
     def _unpack(self, scalar: struct.Struct, what: str) -> int | float:
         if self.position + scalar.size > len(self.data):

@@ -110,10 +110,10 @@ def matrices_in(format_name: str, weights: Weights) -> Weights:
 def uninterleave_rope(stored: RawTensor, num_heads: int) -> RawTensor:
     """Reorder each head's outputs from rotary pairs (2i, 2i + 1) to halves (i, i + head_dim / 2).
 
-    Outputs are the rows of a matrix, moved as stored bytes, or the elements of a vector (a bias).
+    Outputs are the rows of a matrix, moved as stored bytes, or the elements of a vector (a bias). They are moved when
+    they are read: a copy of every such matrix would take memory that packing needs.
     """
     outputs = stored.shape[0]
     assert num_heads > 0, "the number of heads is not known"
     assert outputs % (2 * num_heads) == 0, f"{outputs} outputs are not {num_heads} heads of pairs"
-    paired = stored.data.reshape(num_heads, outputs // num_heads // 2, 2, -1)
-    return RawTensor(stored.format, stored.shape, paired.swapaxes(1, 2).reshape(stored.data.shape))
+    return RawTensor(stored.format, stored.shape, stored.stored, num_heads)

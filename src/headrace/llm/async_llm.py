@@ -41,7 +41,11 @@ class AsyncLLM(ServedModel):
 
     def __init__(self, model: str | None = None, *, served_model_name: str | None = None, **options: Any) -> None:
         super().__init__(model, LLMConfig.of(options))
-        self._model.text.prepare()  # a server that says it is ready should not have its first client wait
+        try:
+            self._model.text.prepare()  # a server that says it is ready should not have its first client wait
+        except BaseException:
+            self._executor.close()
+            raise
         self._served_name = served_model_name
         self._numbers = itertools.count()
         self._inboxes: dict[str, tuple[Inbox, int]] = {}  # and the choice that the request's first sample is in it

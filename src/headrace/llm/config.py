@@ -10,6 +10,7 @@ from headrace.executors.kv_layout import KV_FORMATS
 EXECUTORS = ("native", "torch")
 WEIGHT_FORMATS = ("f32", "bf16")
 ACTIVATIONS = ("auto", "f32", "int16", "bf16", "int8")
+WEIGHT_CACHES = ("auto", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,8 @@ class LLMConfig:
             are the same, slower: for comparison.
         weight_format: ``f32`` or ``bf16``: turn all matrices into it at load, whatever the file holds, to compare with;
             None: as they are stored.
+        weight_cache: ``auto`` keeps packed weights in the user's cache folder, where that makes the next start faster,
+            and reads them from there; ``off`` packs at every start (native executor).
     """
 
     max_model_len: int | None = None
@@ -54,6 +57,7 @@ class LLMConfig:
     isa: str | None = None
     fuse: bool = True
     weight_format: str | None = None
+    weight_cache: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -68,6 +72,7 @@ class LLMConfig:
             _require_choice("isa", self.isa, ISA_NAMES)
         if self.weight_format is not None:
             _require_choice("weight_format", self.weight_format, WEIGHT_FORMATS)
+        _require_choice("weight_cache", self.weight_cache, WEIGHT_CACHES)
         if self.max_model_len == 1:
             raise InvalidRequestError("max_model_len 1 has no room for both a prompt and an output.", "Use 2 or more.")
         native_only = self.activation not in ("auto", "f32") or self.num_threads is not None or self.isa is not None

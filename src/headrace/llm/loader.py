@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 
 from headrace.base.errors import CapacityError
-from headrace.base.settings import Settings, from_environment
+from headrace.base.settings import Settings, cache_folder, from_environment
 from headrace.base.system import available_memory
 from headrace.engine.executor import Executor
 from headrace.executors.kv_layout import kv_bytes_per_block, kv_bytes_per_value
@@ -103,7 +103,7 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     with ThreadPoolExecutor(1) as helper:
         text = helper.submit(_load_text, checkpoint, watch)
         with watch.part("pack weights"):
-            executor = _make_executor(graph, weights, memory, config, settings)
+            executor = _make_executor(graph, weights, memory, config, settings, checkpoint.weight_files)
         try:
             with watch.part("wait for tokenizer"):
                 text_side = text.result()
@@ -187,7 +187,12 @@ def _load_text(checkpoint: Checkpoint, watch: Stopwatch) -> TextSide:
 
 
 def _make_executor(
-    graph: Graph, weights: Weights, memory: MemoryPlan, config: LLMConfig, settings: Settings
+    graph: Graph,
+    weights: Weights,
+    memory: MemoryPlan,
+    config: LLMConfig,
+    settings: Settings,
+    files: list[Path],
 ) -> Executor:
     if config.executor == "torch":
         from headrace.executors.torch_executor import TorchExecutor
@@ -196,7 +201,10 @@ def _make_executor(
             graph, weights, num_blocks=memory.num_blocks, block_size=config.block_size, kv_format=config.kv_format
         )
     from headrace.executors.native import NativeExecutor
+    from headrace.executors.weight_cache import WeightCache, source_of
 
+    folder = cache_folder() if config.weight_cache == "auto" else None
+    cache = WeightCache(folder / "packed", source_of(files)) if folder else None
     return NativeExecutor(
         graph,
         weights,
@@ -210,6 +218,7 @@ def _make_executor(
         max_batched_tokens=config.max_num_batched_tokens,
         max_num_seqs=config.max_num_seqs,
         max_model_len=memory.max_model_len,
+        weight_cache=cache,
     )
 
 

@@ -1,6 +1,7 @@
 """A tensor as a checkpoint holds it: bytes in a number format, usually memory-mapped, not yet decoded."""
 
 import math
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,15 +15,26 @@ class RawTensor:
     """Bytes and how to read them.
 
     Attributes:
-        format: the number format of `data`.
+        format: the number format of the bytes.
         shape: logical shape, outermost first (``[out_features, in_features]``).
-        data: uint8, C-contiguous, ``[rows, bytes per row]`` with rows = the product of all but the last dimension.
+        stored: uint8, C-contiguous, ``[rows, bytes per row]`` with rows = the product of all but the last dimension.
             May be a read-only view of a memory-mapped file: keep the tensor alive while the bytes are in use.
+        interleaved_heads: if not 0, the first dimension is that of so many heads, and each head's entries are stored as
+            rotary pairs: entries 2i, 2i + 1 are those that stand at i, i + head_dim / 2.
     """
 
     format: NumberFormat
     shape: tuple[int, ...]
-    data: npt.NDArray[np.uint8]
+    stored: npt.NDArray[np.uint8]
+    interleaved_heads: int = 0
+
+    @property
+    def data(self) -> npt.NDArray[np.uint8]:
+        """The bytes in the order of `shape`: `stored` itself, or a copy of it where heads are interleaved."""
+        if not self.interleaved_heads:
+            return self.stored
+        paired = self.stored.reshape(self.interleaved_heads, self.shape[0] // self.interleaved_heads // 2, 2, -1)
+        return paired.swapaxes(1, 2).reshape(self.stored.shape)
 
     @classmethod
     def from_f32(cls, values: npt.NDArray[np.float32]) -> "RawTensor":
@@ -34,7 +46,15 @@ class RawTensor:
 
     @property
     def num_bytes(self) -> int:
-        return int(self.data.nbytes)
+        return int(self.stored.nbytes)
+
+    @property
+    def is_mapped(self) -> bool:
+        """Whether the bytes are those of a mapped file, and so can leave memory and come back."""
+        base: object = self.stored
+        while isinstance(base, np.ndarray):
+            base = base.base
+        return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)
 
     def to_f32(self) -> npt.NDArray[np.float32]:
         """The values, exactly as the format defines them, as float32 of `shape`."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from headrace import _native
 from headrace.base.errors import InvalidRequestError
-from headrace.base.settings import from_environment
+from headrace.base.settings import cache_folder, from_environment
 from headrace.executors.native_isa import available_isa
 from headrace.plan.host import Host
 from headrace.plan.load import Disturbance, watch
@@ -150,13 +150,10 @@ def _key(host: Host, num_threads: int, isa: str) -> dict[str, Any]:
 
 
 def _cache_file(key: Mapping[str, Any]) -> Path | None:
-    try:
-        named = Path(os.environ.get("XDG_CACHE_HOME", ""))
-        base = named if named.is_absolute() else Path.home() / ".cache"  # a relative one is to be ignored, says XDG
-    except RuntimeError:
+    if (folder := cache_folder()) is None:
         return None
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    return base / "headrace" / f"machine-{digest}.json"
+    return folder / f"machine-{digest}.json"
 
 
 def _read(file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:

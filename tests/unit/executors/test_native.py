@@ -40,6 +40,25 @@ def test_what_is_planned_for_weights_is_what_they_take(isa, name):
     executor.close()
 
 
+@pytest.mark.parametrize("name", ["f32", "q4_1", "q8_0"])
+def test_interleaved_heads_are_packed_as_their_rows_in_order_are(name):
+    graph = fuse(tiny_llama())
+    ordered = random_weights(graph, (name,))
+    heads = {f"layers.{i}.{part}.weight": heads for i in range(2) for part, heads in (("q", 4), ("k", 2))}
+    stored = dict(ordered)
+    for matrix, num_heads in heads.items():
+        tensor = ordered[matrix]
+        rows = np.arange(tensor.shape[0]).reshape(num_heads, 2, -1).swapaxes(1, 2).reshape(-1)
+        stored[matrix] = RawTensor(tensor.format, tensor.shape, tensor.data[rows], num_heads)
+        np.testing.assert_array_equal(stored[matrix].data, tensor.data)
+    logits = []
+    for weights in (ordered, stored):
+        executor = make(graph=graph, weights=weights)
+        logits.append(Stepper(executor).logits({"a": [1, 2, 3, 4, 5]})["a"])
+        executor.close()
+    np.testing.assert_array_equal(*logits)
+
+
 @pytest.fixture
 def executor():
     made = make()

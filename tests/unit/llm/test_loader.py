@@ -1,11 +1,13 @@
 """A whole small model from a file on disk to its answer: what loading reads, says and refuses."""
 
 import logging
+import threading
 
 import pytest
 
-from headrace import LLM, SamplingParams, _native
-from headrace.base.errors import CheckpointError, InvalidRequestError, TemplateError
+from headrace import LLM, AsyncLLM, SamplingParams, _native
+from headrace.base.errors import CapacityError, CheckpointError, InvalidRequestError, TemplateError
+from headrace.executors.weight_cache import WeightCache
 from tests.support.tiny_model import write_model
 
 GREEDY = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
@@ -102,3 +104,40 @@ def test_an_argument_outranks_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADRACE_ISA", _native.available_isas()[-1])
     with LLM(write_model(tmp_path), max_num_seqs=1, isa="portable") as llm:
         assert llm.model.executor.isa == "portable"
+
+
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    path = write_model(tmp_path)
+    monkeypatch.setattr("headrace.llm.loader.available_memory", lambda: 10_000)
+    for part in ("headrace.executors.native.NativeExecutor", "headrace.llm.loader.load_text"):
+        monkeypatch.setattr(part, lambda *_, **__: pytest.fail("loaded all the same"))
+    with pytest.raises(CapacityError, match=r"weights need 0\.1 MiB, and 0\.0 MiB of memory is free") as caught:
+        LLM(path)
+    assert "more strongly quantized" in caught.value.remedy
+
+
+def test_packed_weights_are_kept_where_the_cache_folder_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(WeightCache.__init__, "__defaults__", (0, 1 << 30))  # as if a tiny model were worth it
+    path = write_model(tmp_path)
+    read = []
+    for weight_cache in ("off", "auto", "auto", "off"):
+        with LLM(path, max_num_seqs=1, weight_cache=weight_cache) as llm:
+            read.append(llm.model.executor.describe()["weights_from_cache"])
+        for thread in threading.enumerate():
+            if thread.name == "headrace-weight-cache":
+                thread.join()
+    assert read == [False, False, True, False]
+    assert len(list((tmp_path / "cache/headrace/packed").glob("*.packed"))) == 1
+    with pytest.raises(InvalidRequestError, match="weight_cache 'on' does not exist"):
+        LLM(path, weight_cache="on")
+
+
+def test_a_vocabulary_that_cannot_encode_hurts_text_alone_and_a_server_at_once(tmp_path):
+    path = write_model(tmp_path, tokenizer__ggml__merges=["no such"])
+    with LLM(path, max_num_seqs=1) as llm:
+        assert len(llm.generate([1, 2], GREEDY)[0].outputs[0].token_ids) == 6
+        with pytest.raises(CheckpointError, match="merges do not fit"):
+            llm.generate("abc", GREEDY)
+    with pytest.raises(CheckpointError, match="merges do not fit"):
+        AsyncLLM(path, max_num_seqs=1)
