@@ -181,6 +181,11 @@ void round_to_fixed_point(const float* x, int64_t count, Activation activation, 
 
 }  // namespace
 
+// Whether an input goes to integer kernels: of the f32 family, only `portable` takes fixed point.
+constexpr bool is_int_form(const InputForm& form) {
+  return is_fixed_point(form.activation) && form.isa != Isa::portable && form.isa != Isa::avx512;
+}
+
 constexpr Activation kActivations[] = {Activation::f32, Activation::int16, Activation::bf16, Activation::int8};
 
 const char* activation_name(Activation activation) {
@@ -189,7 +194,7 @@ const char* activation_name(Activation activation) {
 }
 
 Activation choose_activation(const std::string& name, Isa isa) {
-  if (name == "auto") return isa == Isa::avx512_vnni ? Activation::int16 : Activation::f32;
+  if (name == "auto") return isa == Isa::avx512_vnni || isa == Isa::avx2 ? Activation::int16 : Activation::f32;
   for (Activation activation : kActivations) {
     if (name == activation_name(activation)) return activation;
   }
@@ -199,7 +204,7 @@ Activation choose_activation(const std::string& name, Isa isa) {
 size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
 #ifdef HEADRACE_X86
   if (form.isa == Isa::amx) return amx_prepared_bytes(form, rows, features);
-  if (form.isa == Isa::avx512_vnni) return int_prepared_bytes(form, rows, features);
+  if (is_int_form(form)) return int_prepared_bytes(form, rows, features);
 #endif
   return rows * features * sizeof(float);
 }
@@ -212,8 +217,9 @@ void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, i
     amx_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);
     return;
   }
-  if (form.isa == Isa::avx512_vnni) {
-    int_prepare_avx512_vnni(form, x, ldx, rows, features, prepared, row_begin, row_end);
+  if (is_int_form(form)) {
+    const IntPrepare run = form.isa == Isa::avx512_vnni ? int_prepare_avx512_vnni : int_prepare_avx2;
+    run(form, x, ldx, rows, features, prepared, row_begin, row_end);
     return;
   }
 #endif
@@ -245,8 +251,8 @@ std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t
     throw std::invalid_argument(std::string("instruction set ") + isa_name(isa) + " is not available here");
   }
 #ifdef HEADRACE_X86
-  if (isa >= Isa::avx512_vnni && t.group != 0 && is_fixed_point(activation)) {
-    return make_int_linear(format, out_features, in_features, activation);
+  if (t.group != 0 && is_fixed_point(activation) && (isa >= Isa::avx512_vnni || isa == Isa::avx2)) {
+    return make_int_linear(format, out_features, in_features, std::min(isa, Isa::avx512_vnni), activation);
   }
   // AMX multiplies bf16: exact for bf16 and quantized weights, a rounding for f32 and f16, which stay in f32.
   if (isa == Isa::amx && format != Format::f32 && format != Format::f16) {

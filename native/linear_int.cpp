@@ -24,19 +24,24 @@ inline uint16_t f16_bits(float value) {
   return static_cast<uint16_t>((magnitude >= 0x7f800000u ? nonfinite : half) | (bits >> 16 & 0x8000u));
 }
 
-const char* kernel_name(const IntWeights& w) {
-  static constexpr const char* kNames[2][3][2] = {
-      {{"vnni w4a16 g16", "vnni w4a16 g32"},
-       {"vnni w6a16 g16", "vnni w6a16 g32"},
-       {"vnni w8a16 g16", "vnni w8a16 g32"}},
-      {{"vnni w4a8 g16", "vnni w4a8 g32"}, {"vnni w6a8 g16", "vnni w6a8 g32"}, {"vnni w8a8 g16", "vnni w8a8 g32"}},
+const char* kernel_name(const IntWeights& w, Isa isa) {
+  static constexpr const char* kNames[2][2][3][2] = {
+      {{{"avx2 w4a16 g16", "avx2 w4a16 g32"},
+        {"avx2 w6a16 g16", "avx2 w6a16 g32"},
+        {"avx2 w8a16 g16", "avx2 w8a16 g32"}},
+       {{"avx2 w4a8 g16", "avx2 w4a8 g32"}, {"avx2 w6a8 g16", "avx2 w6a8 g32"}, {"avx2 w8a8 g16", "avx2 w8a8 g32"}}},
+      {{{"vnni w4a16 g16", "vnni w4a16 g32"},
+        {"vnni w6a16 g16", "vnni w6a16 g32"},
+        {"vnni w8a16 g16", "vnni w8a16 g32"}},
+       {{"vnni w4a8 g16", "vnni w4a8 g32"}, {"vnni w6a8 g16", "vnni w6a8 g32"}, {"vnni w8a8 g16", "vnni w8a8 g32"}}},
   };
-  return kNames[w.activation == Activation::int8][static_cast<int>(w.payload)][w.group == 32];
+  const bool vnni = isa == Isa::avx512_vnni, bytes = w.activation == Activation::int8;
+  return kNames[vnni][bytes][static_cast<int>(w.payload)][w.group == 32];
 }
 
 class IntLinear final : public Linear {
  public:
-  IntLinear(Format format, int64_t out, int64_t in, Activation activation) {
+  IntLinear(Format format, int64_t out, int64_t in, Isa isa, Activation activation) {
     const FormatTraits& t = traits(format);
     const int codes = t.max_q - t.min_q + 1;
     const int bits = codes <= 16 ? 4 : codes <= 64 ? 6 : 8, vectors = t.has_offset ? 2 : 1;
@@ -59,8 +64,9 @@ class IntLinear final : public Linear {
 
     out_features = out;
     in_features = in;
-    form = {Isa::avx512_vnni, activation, static_cast<int32_t>(t.group), w.min_q};
-    kernel = kernel_name(w);
+    form = {isa, activation, static_cast<int32_t>(t.group), w.min_q};
+    kernel = kernel_name(w, isa);
+    run_ = isa == Isa::avx512_vnni ? int_run_avx512_vnni : int_run_avx2;
     packed_bytes = (out + kIntPanel - 1) / kIntPanel * w.panel_bytes;
   }
 
@@ -69,7 +75,7 @@ class IntLinear final : public Linear {
   void run(const void* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
            int64_t column_end) const override {
     assert(column_begin % column_tile == 0 && column_end <= out_features);
-    if (rows > 0) int_run_avx512_vnni(weights_, prepared, rows, y, ldy, column_begin, column_end);
+    if (rows > 0) run_(weights_, prepared, rows, y, ldy, column_begin, column_end);
   }
 
   void pack(const WeightView& view, int64_t column_begin, int64_t column_end) override {
@@ -179,19 +185,21 @@ class IntLinear final : public Linear {
   }
 
   IntWeights weights_{};
+  IntKernel run_ = nullptr;
 };
 
 }  // namespace
 
 size_t int_prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
-  const int64_t width = form.activation == Activation::int8 ? 1 : 2;
-  const int64_t held = rows <= kFewRows ? padded_rows(rows) : rows;
+  const bool avx2 = form.isa == Isa::avx2;
+  const int64_t width = form.activation == Activation::int16 || (avx2 && reads_words(form)) ? 2 : 1;
+  const int64_t held = !avx2 && rows <= kFewRows ? padded_rows(rows) : rows;
   return held * (features * width + features / form.group * static_cast<int64_t>(sizeof(IntGroup)));
 }
 
-std::unique_ptr<Linear> make_int_linear(Format format, int64_t out_features, int64_t in_features,
+std::unique_ptr<Linear> make_int_linear(Format format, int64_t out_features, int64_t in_features, Isa isa,
                                         Activation activation) {
-  return std::make_unique<IntLinear>(format, out_features, in_features, activation);
+  return std::make_unique<IntLinear>(format, out_features, in_features, isa, activation);
 }
 
 }  // namespace headrace

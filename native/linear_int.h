@@ -37,9 +37,10 @@ struct IntGroup {
   int32_t bias_lo;
 };
 
-// Up to kFewRows rows the prepared input is [groups][padded rows][high bytes, low bytes] and [groups][padded rows]
-// IntGroup; beyond, [rows][features] 16-bit words, of each quad in the order 0 2 1 3, and [rows][groups] IntGroup. With
-// Activation::int8 there are no high bytes, and bytes in place of words.
+// A prepared input on AVX2: [rows][features] words, of each quad in the order 0 2 1 3, or bytes, and [rows][groups]
+// IntGroup, whose bias_lo is min_q * (sum of integers). On AVX-512 up to kFewRows rows are [groups][padded rows][high
+// bytes, low bytes] and [groups][padded rows] IntGroup; more are as on AVX2. With Activation::int8 there are no high
+// bytes, and bytes in place of words.
 constexpr int64_t kFewRows = 8;
 constexpr int64_t kIntPanel = 16;
 constexpr int64_t kQuad = 4;
@@ -50,8 +51,50 @@ constexpr float kTopInt16 = 32639.0f, kTopInt8 = 127.0f;
 // Rows that a kernel for few rows computes: 1, 2, 4 or 8.
 constexpr int64_t padded_rows(int64_t rows) { return rows <= 2 ? rows : rows <= 4 ? 4 : kFewRows; }
 
+// Whether inputs are words on AVX2: of codes of 8 bits, whose min_q is -128, with int8 too.
+constexpr bool reads_words(const InputForm& form) {
+  return form.activation == Activation::int16 || form.layout == -128;
+}
+
 // A form's `layout` is min_q: inputs of weights that leave out different constants differ in their biases.
 size_t int_prepared_bytes(const InputForm& form, int64_t rows, int64_t features);
+
+// How a format lays out its groups, as constants of the kernels: what IntWeights holds as variables.
+template <IntWeights::Payload P, int Group_, bool Offset_, bool TwoLevels_>
+struct IntLayout {
+  static constexpr IntWeights::Payload kPayload = P;
+  static constexpr int Group = Group_;
+  static constexpr bool Offset = Offset_, TwoLevels = TwoLevels_;
+  static constexpr int kBits = P == IntWeights::Payload::u4 ? 4 : P == IntWeights::Payload::u6 ? 6 : 8;
+  static constexpr int64_t kCodeBytes = Group * kIntPanel * kBits / 8;
+  static constexpr int64_t kScaleBytes = TwoLevels ? 16 : 32;
+  static constexpr int64_t kGroupBytes = kCodeBytes + kScaleBytes * (Offset ? 2 : 1);
+  static constexpr int64_t kBlockGroups = TwoLevels ? 256 / Group : 1;
+  static constexpr int64_t kHeaderBytes = TwoLevels ? (Offset ? 64 : 32) : 0;
+  static constexpr int64_t kBlockBytes = kHeaderBytes + kBlockGroups * kGroupBytes;
+};
+
+namespace {  // files compiled for different instruction sets must not share inline code
+
+// call(the IntLayout of `w`)
+template <typename Call>
+inline auto with_layout(const IntWeights& w, Call call) {
+  using enum IntWeights::Payload;
+  if (w.two_levels) {
+    if (w.payload == u6)
+      return w.group == 32 ? call(IntLayout<u6, 32, true, true>{})                                         // q5_k
+                           : call(IntLayout<u6, 16, false, true>{});                                       // q6_k
+    if (w.group == 32) return call(IntLayout<u4, 32, true, true>{});                                       // q4_k
+    return w.has_offset ? call(IntLayout<u4, 16, true, true>{}) : call(IntLayout<u4, 16, false, true>{});  // q2_k, q3_k
+  }
+  if (w.payload == u8) return call(IntLayout<u8, 32, false, false>{});  // q8_0
+  if (w.payload == u6) {                                                // q5_1, q5_0
+    return w.has_offset ? call(IntLayout<u6, 32, true, false>{}) : call(IntLayout<u6, 32, false, false>{});
+  }
+  return w.has_offset ? call(IntLayout<u4, 32, true, false>{}) : call(IntLayout<u4, 32, false, false>{});  // q4_1, q4_0
+}
+
+}  // namespace
 
 using IntPrepare = void (*)(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features,
                             void* prepared, int64_t row_begin, int64_t row_end);
@@ -60,8 +103,11 @@ using IntKernel = void (*)(const IntWeights& weights, const void* prepared, int6
 
 void int_prepare_avx512_vnni(const InputForm&, const float*, int64_t, int64_t, int64_t, void*, int64_t, int64_t);
 void int_run_avx512_vnni(const IntWeights&, const void*, int64_t, float*, int64_t, int64_t, int64_t);
+void int_prepare_avx2(const InputForm&, const float*, int64_t, int64_t, int64_t, void*, int64_t, int64_t);
+void int_run_avx2(const IntWeights&, const void*, int64_t, float*, int64_t, int64_t, int64_t);
 
-std::unique_ptr<Linear> make_int_linear(Format format, int64_t out_features, int64_t in_features,
+// Of `isa`: avx512_vnni or avx2.
+std::unique_ptr<Linear> make_int_linear(Format format, int64_t out_features, int64_t in_features, Isa isa,
                                         Activation activation);
 
 }  // namespace headrace

@@ -1,6 +1,8 @@
-// The integer kernels on AVX-512 with VNNI. Ice Lake has one port for its dot products and a second one for everything
-// else that 512 bits wide does: codes are unpacked and sums are scaled beside the products, nearly for free.
+// The integer kernels on AVX-512 with VNNI. Ice Lake starts two 512-bit operations a cycle, products or others, and one
+// broadcast: unpacking and scaling count as much as products do, and broadcasts are shared.
 #include <immintrin.h>
+
+#include <cmath>
 
 #include "linear_int.h"
 #include "simd.h"
@@ -48,7 +50,7 @@ inline IntGroup to_integers(const float* x, Activation activation, int32_t min_q
     low_sum = _mm512_add_epi32(low_sum, low);
   }
   const int32_t total = _mm512_reduce_add_epi32(sum), low = _mm512_reduce_add_epi32(low_sum);
-  const float scale = empty ? 0.0f : most / top;
+  const float scale = empty ? 0.0f : std::isfinite(most) ? most / top : NAN;
   return {scale, static_cast<float>(total) * scale, min_q * ((total - low) >> 8), min_q * low};
 }
 
@@ -101,47 +103,38 @@ inline __m512 load_multiples(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
 
-// How a format lays out its groups, as constants.
-template <Payload P, int Group_, bool Offset_, bool TwoLevels>
-struct Layout {
-  static constexpr Payload kPayload = P;
-  static constexpr int Group = Group_;
-  static constexpr bool Offset = Offset_;
-  static constexpr int64_t kCodeBytes = Group * kIntPanel * (P == Payload::u4 ? 4 : P == Payload::u6 ? 6 : 8) / 8;
-  static constexpr int64_t kScaleBytes = TwoLevels ? 16 : 32;
-  static constexpr int64_t kGroupBytes = kCodeBytes + kScaleBytes * (Offset ? 2 : 1);
-  static constexpr int64_t kBlockGroups = TwoLevels ? 256 / Group : 1;
-  static constexpr int64_t kHeaderBytes = TwoLevels ? (Offset ? 64 : 32) : 0;
-  static constexpr int64_t kBlockBytes = kHeaderBytes + kBlockGroups * kGroupBytes;
-
+// A format's groups as vectors.
+template <typename Base>
+struct Layout : Base {
   // What a block's groups share.
   struct Header {
     __m512 d, negative_dmin;
   };
   static Header header(const uint8_t* block) {
-    const __m512 d = TwoLevels ? load_f16_scales(block) : _mm512_setzero_ps();
-    return Header{d, TwoLevels && Offset ? _mm512_sub_ps(_mm512_setzero_ps(), load_f16_scales(block + 32)) : d};
+    const __m512 d = Base::TwoLevels ? load_f16_scales(block) : _mm512_setzero_ps();
+    return Header{
+        d, Base::TwoLevels && Base::Offset ? _mm512_sub_ps(_mm512_setzero_ps(), load_f16_scales(block + 32)) : d};
   }
   // As `decode_quants` computes them, bit for bit.
   static __m512 scale(const Header& h, const uint8_t* group) {
-    if constexpr (!TwoLevels) return load_f16_scales(group + kCodeBytes);
-    return _mm512_mul_ps(h.d, load_multiples(group + kCodeBytes));
+    if constexpr (!Base::TwoLevels) return load_f16_scales(group + Base::kCodeBytes);
+    return _mm512_mul_ps(h.d, load_multiples(group + Base::kCodeBytes));
   }
   static __m512 offset(const Header& h, const uint8_t* group) {
-    if constexpr (!Offset) return _mm512_setzero_ps();
-    if constexpr (!TwoLevels) return load_f16_scales(group + kCodeBytes + kScaleBytes);
-    return _mm512_mul_ps(h.negative_dmin, load_multiples(group + kCodeBytes + kScaleBytes));
+    if constexpr (!Base::Offset) return _mm512_setzero_ps();
+    if constexpr (!Base::TwoLevels) return load_f16_scales(group + Base::kCodeBytes + Base::kScaleBytes);
+    return _mm512_mul_ps(h.negative_dmin, load_multiples(group + Base::kCodeBytes + Base::kScaleBytes));
   }
 
   // The codes of one quad of a group, four bytes of each column.
   static __m512i codes(const uint8_t* group, int64_t quad) {
-    if constexpr (P == Payload::u8) return _mm512_loadu_si512(group + 64 * quad);
+    if constexpr (Base::kPayload == Payload::u8) return _mm512_loadu_si512(group + 64 * quad);
     const __m512i low = _mm512_set1_epi8(15), high = _mm512_set1_epi8(0x30);
     __m512i v = _mm512_loadu_si512(group + quad / 2 * 64);
     if (quad % 2) v = _mm512_srli_epi16(v, 4);
     v = _mm512_and_si512(v, low);
-    if constexpr (P == Payload::u4) return v;
-    __m512i h = _mm512_loadu_si512(group + Group * 8 + quad / 4 * 64);
+    if constexpr (Base::kPayload == Payload::u4) return v;
+    __m512i h = _mm512_loadu_si512(group + Base::Group * 8 + quad / 4 * 64);
     if (quad % 4 < 2) h = _mm512_slli_epi16(h, 4 - quad % 4 * 2);
     if (quad % 4 == 3) h = _mm512_srli_epi16(h, 2);
     return _mm512_ternarylogic_epi32(v, h, high, 0xf8);  // v | (h & high)
@@ -421,12 +414,6 @@ IntKernel kernel_for_rows(int64_t rows) {
   return run_bytes<L, Wide, 4>;
 }
 
-template <Payload P, int Group, bool Offset, bool TwoLevels>
-IntKernel kernel_for(Activation activation, int64_t rows) {
-  using L = Layout<P, Group, Offset, TwoLevels>;
-  return activation == Activation::int8 ? kernel_for_rows<L, false>(rows) : kernel_for_rows<L, true>(rows);
-}
-
 }  // namespace
 
 void int_prepare_avx512_vnni(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features,
@@ -446,27 +433,10 @@ void int_prepare_avx512_vnni(const InputForm& form, const float* x, int64_t ldx,
 
 void int_run_avx512_vnni(const IntWeights& w, const void* prepared, int64_t rows, float* y, int64_t ldy,
                          int64_t column_begin, int64_t column_end) {
-  using enum IntWeights::Payload;
-  IntKernel run;
-  if (w.two_levels) {
-    if (w.group == 32) {  // q4_k, q5_k
-      run = w.payload == u4 ? kernel_for<u4, 32, true, true>(w.activation, rows)
-                            : kernel_for<u6, 32, true, true>(w.activation, rows);
-    } else if (w.payload == u6) {  // q6_k
-      run = kernel_for<u6, 16, false, true>(w.activation, rows);
-    } else {  // q2_k, q3_k
-      run = w.has_offset ? kernel_for<u4, 16, true, true>(w.activation, rows)
-                         : kernel_for<u4, 16, false, true>(w.activation, rows);
-    }
-  } else if (w.payload == u8) {  // q8_0
-    run = kernel_for<u8, 32, false, false>(w.activation, rows);
-  } else if (w.payload == u6) {  // q5_1, q5_0
-    run = w.has_offset ? kernel_for<u6, 32, true, false>(w.activation, rows)
-                       : kernel_for<u6, 32, false, false>(w.activation, rows);
-  } else {  // q4_1, q4_0
-    run = w.has_offset ? kernel_for<u4, 32, true, false>(w.activation, rows)
-                       : kernel_for<u4, 32, false, false>(w.activation, rows);
-  }
+  const IntKernel run = with_layout(w, [&]<typename L>(L) {
+    return w.activation == Activation::int8 ? kernel_for_rows<Layout<L>, false>(rows)
+                                            : kernel_for_rows<Layout<L>, true>(rows);
+  });
   run(w, prepared, rows, y, ldy, column_begin, column_end);
 }
 

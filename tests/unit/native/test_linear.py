@@ -147,6 +147,53 @@ def test_every_row_count_up_to_seventy_gives_the_same_bits(isa: str, activation:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", sorted(LEVELS))
+@pytest.mark.parametrize("name", SCALES)
+def test_an_infinity_in_fixed_point_makes_nans_of_its_row_for_any_number_of_rows(
+    name: str, isa: str, activation: str
+) -> None:
+    raw, x = random_weight(name, 16, 256), random_input(12, 256)
+    x[0, 5] = np.inf
+    for rows in (1, 2, 4, 8, 12):
+        y = _native.linear_test(name, raw, x[:rows], isa, activation)
+        assert np.isnan(y[0]).all(), rows
+        assert np.isfinite(y[1:]).all(), rows
+
+
+@pytest.mark.skipif("avx512_vnni" not in ISAS, reason="compares with the kernels for AVX-512 VNNI, not available here")
+@pytest.mark.parametrize("activation", sorted(LEVELS))
+@pytest.mark.parametrize("name", SCALES)
+def test_integer_kernels_give_the_same_bits_on_every_instruction_set(name: str, activation: str) -> None:
+    out, features, most = 72, 2304, 70
+    raw, x = random_weight(name, out, features), random_input(most, features)
+    x[3, :40], x[5] = 0, 1e-35  # groups of zeros, and of numbers too small to have a scale
+    whole = bits(_native.linear_test(name, raw, x, "avx512_vnni", activation))
+    for rows in (1, 2, 3, 4, 5, 7, 8, 9, 31, 70):
+        part = _native.linear_test(name, raw, x[:rows], "avx2", activation)
+        np.testing.assert_array_equal(bits(part), whole[:rows], err_msg=str(rows))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("activation", sorted(LEVELS))
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q6_k"])
+def test_extreme_codes_and_inputs_overflow_nowhere(name: str, isa: str, activation: str) -> None:
+    """Every code and every input at its largest, of equal and of opposite signs: what 16-bit sums must hold."""
+    out, features = 16, 512
+    for codes in (0x00, 0x7F, 0x80, 0xFF):
+        raw = np.full_like(random_weight(name, out, features), codes)
+        block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]][1]
+        for at in SCALES[name]:
+            raw.reshape(out, -1, block)[:, :, at : at + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
+        weight = _native.decode_rows(name, raw, features).astype(np.float64)
+        x = np.ones((9, features), np.float32)
+        x[1::2] = -1
+        x[2::3, ::2] *= -1
+        for rows in (1, 4, 9):
+            y = _native.linear_test(name, raw, x[:rows], isa, activation)
+            np.testing.assert_allclose(y, x[:rows] @ weight.T, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 33), (17, 63), (16, 65), (33, 7)])
 def test_plain_weights_take_odd_shapes(name: str, isa: str, shape: tuple[int, int]) -> None:
