@@ -125,7 +125,7 @@ def waterfall(model: str | None, bars: Sequence[Setting], load: Load, limits: Li
     for number in range(repeats):
         known: Mapping[Place, int] = {}
         for bar, result in zip(reversed(bars), reversed(found), strict=True):
-            with LLM(model, **bar.options, weight_cache="off") as llm:
+            with LLM(model, **{**bar.options, "weight_cache": "off"}) as llm:
                 _measure(llm, bar, load, number, load.seconds_per_bar / repeats, known, result)
             known = result.tokens if bar.caches_kv else known
     measurements = _measurements(bars, found, _batch_limit(load, limits))
