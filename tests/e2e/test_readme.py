@@ -52,7 +52,7 @@ def test_the_make_targets_exist():
 @pytest.mark.parametrize("line", [c for c in commands(README) if not c.startswith("serve")])
 def test_a_command(line):
     done = subprocess.run(
-        [*HEADRACE, *shlex.split(line)], input="Hello\n/exit\n", capture_output=True, text=True, timeout=240, cwd=ROOT
+        [*HEADRACE, *shlex.split(line)], input="Hello\n/exit\n", capture_output=True, text=True, timeout=120, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout) > 40
