@@ -365,6 +365,12 @@ NB_MODULE(_native, m) {
       "read_bandwidth",
       [](size_t bytes, int threads, double seconds) { return read_bandwidth(bytes, threads, seconds); }, "bytes"_a,
       "threads"_a, "seconds"_a = 0.15, nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "choose_activation",
+      [](const std::string& name, const std::string& isa) {
+        return activation_name(choose_activation(name, isa_named(isa)));
+      },
+      "name"_a, "isa"_a);
   m.def("arithmetics", [](const std::string& isa) { return arithmetics(choose_isa(isa)); }, "isa"_a);
   m.def(
       "matrix_rate",

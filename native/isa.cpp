@@ -71,6 +71,13 @@ const char* isa_name(Isa isa) {
   return kNames[static_cast<int>(isa)];
 }
 
+Isa isa_named(const std::string& name) {
+  for (Isa isa : kIsas) {
+    if (name == isa_name(isa)) return isa;
+  }
+  throw std::invalid_argument("'" + name + "' is not an instruction set");
+}
+
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (Isa isa : kIsas) {

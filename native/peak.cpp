@@ -29,7 +29,9 @@ bool has_amx_int8() {
 
 std::vector<Named> loops(Isa isa) {
   if (isa == Isa::portable) return {{"f32", portable::peak_f32()}};
-  if (isa == Isa::avx2) return {{"f32", avx2::peak_f32()}};
+  if (isa == Isa::avx2) {
+    return {{"f32", avx2::peak_f32()}, {"int16", peak_int16_avx2()}, {"int8", peak_int8_avx2()}};
+  }
   std::vector<Named> found = {{"f32", avx512::peak_f32()}};
   if (isa == Isa::amx) {
     found.emplace_back("bf16", peak_bf16_amx());

@@ -31,6 +31,8 @@ PeakLoop peak_f32();
 uint64_t read_words(const uint64_t* x, int64_t n);
 uint64_t read_words_ahead(const uint64_t* x, int64_t n);
 }  // namespace avx512
+PeakLoop peak_int16_avx2();
+PeakLoop peak_int8_avx2();
 PeakLoop peak_int8_avx512_vnni();
 PeakLoop peak_bf16_avx512_bf16();
 PeakLoop peak_bf16_amx();

@@ -27,7 +27,8 @@ class Machine:
         huge_pages: the kernel's setting: "always", "madvise", "never" or "unknown".
         caches: size of one cache of each kind, "L1d", "L2", "L3"; empty where the system does not tell.
         read_bandwidth: bytes per second that all threads together read from working sets of so many bytes.
-        matrix_rate: operations per second (two per multiply-add) of all threads, by arithmetic: "f32", "bf16", "int8".
+        matrix_rate: operations per second (two per multiply-add) of all threads, by arithmetic: "f32", "bf16",
+            "int16", "int8".
         measured_at: the date of both, ISO 8601.
     """
 

@@ -6,7 +6,7 @@ from headrace.plan.host import Host
 from headrace.plan.machine import Machine
 from headrace.plan.roofline import WorkloadLimit
 
-_UNITS = {"f32": "GFLOP/s", "bf16": "GFLOP/s", "int8": "GOP/s"}
+_UNITS = {"f32": "GFLOP/s", "bf16": "GFLOP/s", "int16": "GOP/s", "int8": "GOP/s"}
 
 
 def machine_lines(machine: Machine, host: Host, *, forced: bool) -> list[str]:

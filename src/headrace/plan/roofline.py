@@ -24,6 +24,7 @@ exceeded where the machine was measured while something else used it. (S. Willia
 
 from dataclasses import dataclass
 
+from headrace import _native
 from headrace.graph.cost import Cost, Formats, Workload, node_cost
 from headrace.graph.ir import Graph
 from headrace.plan.machine import Machine
@@ -109,8 +110,9 @@ class WorkloadLimit:
 def kernel_arithmetic(isa: str, activation: str = "auto", *, quantized: bool = True) -> str:
     """What one multiply-add of a linear takes with that instruction set, precision of activations and kind of weight,
     as `Machine.rate` reads it."""
-    if activation == "auto":
-        activation = "int16" if isa == "avx512_vnni" else "f32"
+    activation = _native.choose_activation(activation, isa)
+    if quantized and isa == "avx2" and activation in ("int16", "int8"):
+        return activation
     if quantized and isa in ("avx512_vnni", "amx") and activation in ("int16", "int8"):
         return {"int16": "int8x2", "int8": "int8"}[activation]  # 16 bits are two products of 8
     if isa == "amx":

@@ -75,7 +75,9 @@ def test_an_arithmetic_that_the_machine_lacks_is_refused():
     ("isa", "activation", "quantized", "arithmetic"),
     [
         ("portable", "auto", True, "f32"),
-        ("avx2", "int8", True, "f32"),
+        ("avx2", "auto", True, "int16"),
+        ("avx2", "int8", True, "int8"),
+        ("avx2", "int8", False, "f32"),
         ("avx512", "bf16", True, "f32"),
         ("avx512_vnni", "auto", True, "int8x2"),
         ("avx512_vnni", "int8", True, "int8"),
