@@ -82,18 +82,14 @@ def test_a_row_whose_logits_are_not_finite_is_named(value, sample, isa):
     executor.close()
 
 
-@pytest.mark.parametrize("other", [1e30, 0.0, -1e30], ids=["infinity", "infinity and zero", "no number"])
 @pytest.mark.parametrize("sample", [GREEDY, WITH_LOGPROBS], ids=["greedy", "logprobs"])
-def test_one_damaged_logit_is_enough(other, sample):
-    """It overflows in row 4 alone; the highest of the others is far away and sound."""
-    embeddings, weight = EMBEDDINGS.copy(), WEIGHT.copy()
-    embeddings[:, 7:9] = 0.0
-    embeddings[4, 7:9] = 1e20
-    weight[:, 7:9] = 0.0
-    weight[700, 7:9] = 1e30, other
-    executor = executor_of(embeddings=embeddings, weight=weight)
-    assert len(executor.execute(step_of([sample] * 4)).token_ids) == 4
-    with pytest.raises(ExecutorError, match="row 4"):
+@pytest.mark.parametrize("isa", available_isas())
+def test_one_damaged_logit_is_enough(sample, isa):
+    """Even where the highest of the others lies far from it."""
+    weight = WEIGHT.copy()
+    weight[700, 7] = np.nan
+    executor = executor_of(weight=weight, isa=isa)
+    with pytest.raises(ExecutorError, match="row 0"):
         executor.execute(step_of([sample] * 6))
     executor.close()
 
