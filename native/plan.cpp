@@ -33,7 +33,10 @@ const char* op_kind_name(OpKind kind) {
 }
 
 Plan::Plan(Runtime& runtime)
-    : runtime_(runtime), checker_(runtime.limits, runtime.cache), schedule_(runtime.pool.size(), runtime.limits) {
+    : runtime_(runtime),
+      checker_(runtime.limits, runtime.cache),
+      schedule_(runtime.pool.size(), runtime.limits),
+      max_shares_((runtime.pool.size() + 15) / 16 * 16) {  // a cache line, or more, to an op
   specs.reserve(runtime.limits.max_sampled);
   outputs.reserve(runtime.limits.max_sampled);
 }
@@ -43,7 +46,7 @@ void Plan::append(std::unique_ptr<Op> op) {
   while (i >= 0 && !conflict(*ops_[i], *op)) --i;
   op->last_conflict = i;
   ops_.push_back(std::move(op));
-  counters_.reset();
+  taken_.reset();
 }
 
 void Plan::reserve_scratch(int64_t floats) {
@@ -124,14 +127,14 @@ void Plan::ready() {
   partials_ = Pages(sizeof(float) * partial_floats_ * schedule_.max_partials());
   samplers_.clear();
   for (int i = 0; i < runtime_.pool.size(); ++i) samplers_.emplace_back(runtime_.kernels, runtime_.limits.vocab_size);
-  counters_ = std::make_unique<Counter[]>(ops_.size());  // last: it says that all is there
+  taken_ = std::make_unique<std::atomic<int32_t>[]>(ops_.size() * max_shares_);  // last: it says that all is there
 }
 
 void Plan::replay(const Step& step, bool timed) {
   checker_.check(step);
-  if (!counters_) ready();
+  if (!taken_) ready();
   schedule_.plan(step, rows_per_chunk_);
-  for (size_t i = 0; i < ops_.size(); ++i) counters_[i].next.store(0, std::memory_order_relaxed);
+  std::for_each_n(taken_.get(), ops_.size() * max_shares_, [](auto& n) { n.store(0, std::memory_order_relaxed); });
   const bool greedy = std::all_of(specs.begin(), specs.end(), [](const SampleSpec& s) { return s.is_greedy(); });
   const Replay replay{runtime_,         step,           schedule_,    reinterpret_cast<float*>(partials_.data()),
                       scratch_.data(),  scratch_bytes_, specs.data(), outputs.data(),
@@ -145,10 +148,19 @@ void Plan::replay(const Step& step, bool timed) {
       &shared);
 }
 
+// A worker takes the chunks of its own share in order, then what others have left of theirs. Linears have a share for
+// each worker, so that each reads on through memory instead of leaping over what the others read: what is fetched ahead
+// of one chunk is the next one's. Other ops have one.
 void Plan::run_op(const Replay& replay, size_t i, int64_t chunks, int worker) {
-  std::atomic<int64_t>& next = counters_[i].next;
-  for (int64_t chunk; (chunk = next.fetch_add(1, std::memory_order_relaxed)) < chunks;) {
-    ops_[i]->run(replay, chunk, worker);
+  const int64_t shares = ops_[i]->kind == OpKind::linear ? runtime_.pool.size() : 1;
+  for (int64_t k = 0; k < shares; ++k) {
+    const int64_t share = (worker + k) % shares, begin = chunks * share / shares;
+    const int64_t count = chunks * (share + 1) / shares - begin;
+    std::atomic<int32_t>& taken = taken_[i * max_shares_ + share];
+    if (taken.load(std::memory_order_relaxed) >= count) continue;
+    for (int64_t n; (n = taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
+      ops_[i]->run(replay, begin + n, worker);
+    }
   }
 }
 

@@ -1,7 +1,7 @@
 // A model compiled to an array of ops over an arena of buffers, replayed for every step by all threads together.
 //
 // The number of rows is a run-time value, so one plan serves decode, prefill and any mix. An op is divided into chunks,
-// which workers take from a counter. No op divides a reduction but attention, every 512 keys wherever it runs. A
+// which workers take from counters. No op divides a reduction but attention, every 512 keys wherever it runs. A
 // barrier stands only before an op that touches what ops since the last barrier have touched, and not even there if all
 // of them and it are single chunks: those worker 0 runs one after the other.
 #pragma once
@@ -134,9 +134,6 @@ class Plan {
   Runtime& runtime() { return runtime_; }
 
  private:
-  struct alignas(64) Counter {
-    std::atomic<int64_t> next{0};
-  };
   struct Walk {
     Plan& plan;
     const Replay& replay;
@@ -152,7 +149,8 @@ class Plan {
 
   Runtime& runtime_;
   std::vector<std::unique_ptr<Op>> ops_;
-  std::unique_ptr<Counter[]> counters_;
+  std::unique_ptr<std::atomic<int32_t>[]> taken_;  // [op][share], see run_op
+  int64_t max_shares_;
   StepChecker checker_;
   AttentionSchedule schedule_;
   int32_t rows_per_chunk_ = kMaxQueries;

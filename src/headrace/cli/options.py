@@ -31,7 +31,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--max-model-len", type=positive, metavar="N", help="context window (default: the model's own)")
     group.add_argument("--max-num-seqs", type=positive, default=64, metavar="N", help="sequences at once (default: 64)")
     group.add_argument(
-        "--max-num-batched-tokens", type=positive, default=2048, metavar="N", help="tokens per step (default: 2048)"
+        "--max-num-batched-tokens", type=positive, default=512, metavar="N", help="tokens per step (default: 512)"
     )
     group.add_argument(
         "--max-prefill-chunk", type=positive, metavar="N", help="tokens of one prompt per step (default: no limit)"

@@ -20,7 +20,7 @@ class EngineConfig:
     """
 
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 512
     max_model_len: int = 4096
     enable_prefix_caching: bool = True
     max_prefill_chunk: int | None = None

@@ -55,7 +55,7 @@ class NativeExecutor:
         num_threads: int | None = None,
         fuse: bool = True,
         isa: str | None = None,
-        max_batched_tokens: int = 2048,
+        max_batched_tokens: int = 512,
         max_num_seqs: int = 64,
         max_model_len: int = 4096,
         weight_cache: WeightCache | None = None,

@@ -45,7 +45,7 @@ class LLMConfig:
 
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 2048
+    max_num_batched_tokens: int = 512
     max_prefill_chunk: int | None = None
     enable_prefix_caching: bool = True
     kv_cache_memory: int | None = None
