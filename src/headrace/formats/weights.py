@@ -116,4 +116,4 @@ def uninterleave_rope(stored: RawTensor, num_heads: int) -> RawTensor:
     outputs = stored.shape[0]
     assert num_heads > 0, "the number of heads is not known"
     assert outputs % (2 * num_heads) == 0, f"{outputs} outputs are not {num_heads} heads of pairs"
-    return RawTensor(stored.format, stored.shape, stored.stored, num_heads)
+    return RawTensor(stored.format, stored.shape, stored.source, num_heads)
