@@ -18,12 +18,15 @@ from compressed_tensors.quantization import (
 from compressed_tensors.quantization.lifecycle.forward import dequantize
 from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 
+from headrace.base.errors import ExecutorError
 from headrace.formats.checkpoint import open_checkpoint
 from headrace.numerics.float8 import f32_to_e4m3
 from headrace.numerics.rounding import round_to
 from tests.support.checkpoints import part, write_hf_folder
+from tests.support.executors import executor_of
 from tests.support.hf_models import make_model
 from tests.support.quantized_parts import awq_parts
+from tests.support.stepping import Stepper
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
 
@@ -153,6 +156,30 @@ def test_schemes_may_differ_by_target(tmp_path):
     for name in ("model.layers.1.mlp.up_proj", "model.layers.2.mlp.gate_proj"):
         expected = decompressed(model.get_submodule(name), widen=False).float().numpy()
         assert_same_bits(round_to("bf16", tensors[f"{name}.weight"].to_f32()), expected)
+
+
+@pytest.mark.parametrize("name", ["int4_g16_zeros", "w8a8_rows", "fp8_blocks", "nvfp4", "mxfp4"])
+def test_logits(tmp_path, name):
+    """Those of transformers with the decompressed weights."""
+    quantized = compressed([SCHEMES[name]], tmp_path, torch.float32)
+    plain = make_model("llama")
+    with torch.no_grad():
+        for module_name, module in quantized.named_modules():
+            if getattr(module, "quantization_scheme", None) is not None:
+                plain.get_submodule(module_name).weight.copy_(decompressed(module, widen=True))
+        tokens = np.random.default_rng(0).integers(0, 320, 20).tolist()
+        expected = plain(torch.tensor([tokens])).logits[0].numpy()
+    with executor_of("torch", tmp_path) as executor:
+        found = Stepper(executor).logits({"a": tokens})["a"]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_the_native_executor_refuses_by_name(tmp_path):
+    compressed([SCHEMES["int4_g32"]], tmp_path)
+    named = r"layers\.0\.attn\.q\.weight: .*'int4_g32_bf16'"
+    with pytest.raises(ExecutorError, match=named) as caught, executor_of("native", tmp_path):
+        pass
+    assert "weight_format='f32'" in caught.value.remedy
 
 
 def test_awq_as_its_converter_reads_it(tmp_path):

@@ -64,7 +64,9 @@ def read_compressed_tensors(config: Config, modules: Mapping[str, Parts]) -> dic
         UnsupportedModelError: the config asks for something that is not read; names it.
     """
     schemes = _schemes(config)
-    ignored = texts(config, "ignore") if config.has("ignore") else []
+    ignored = texts(config, "ignore")
+    config.skip("quant_method", "global_compression_ratio", "version", "producer", "kv_cache_scheme")
+    config.warn_unread()
     quantized = stored_quantized(modules, PARTS)
     check_ignored(f"ignore in {config.where}", ignored, matches_name, modules, quantized)
     weights: dict[str, RawTensor] = {}
@@ -92,8 +94,6 @@ def _schemes(config: Config) -> list[_Scheme]:
         log.warning("%s: kv_cache_scheme is without effect: see kv_format.", config.where)
     groups = config.section("config_groups")
     default = config.text("format", "")
-    config.skip("quant_method", "global_compression_ratio", "version", "producer", "kv_cache_scheme", "sparsity_config")
-    config.warn_unread()
     return [_scheme(groups, name, default) for name in groups.unread()]
 
 
