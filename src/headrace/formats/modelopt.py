@@ -3,7 +3,8 @@
 Source: https://github.com/NVIDIA/TensorRT-Model-Optimizer (0.47: ``modelopt/torch/export/quant_utils.py``). FP8: as
 ``weight`` f8_e4m3 and one ``weight_scale``. NVFP4: ``weight`` u8, ``weight_scale`` f8_e4m3 and ``weight_scale_2``, a
 factor. W4A16_AWQ: ``weight`` u8 ``[out / 2, in]``, two's complement nibbles of two outputs to a byte, the even one low,
-and ``weight_scale`` ``[out, groups]``.
+``weight_scale`` ``[out, groups]``, and where no layer before could take it, ``pre_quant_scale`` ``[in]``, by which the
+module multiplies its input.
 """
 
 import logging
@@ -11,12 +12,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from headrace.base.errors import UnsupportedModelError
 from headrace.formats.module_patterns import check_ignored, matches_wildcard
 from headrace.formats.quantization_config import group_size, texts
 from headrace.formats.quantized_module import FLOATS, Parts, QuantizedModule, stored_quantized, transcoded
 from headrace.formats.weight_parts import float8, integer_layout, nvfp4
 from headrace.models.config import Config
+from headrace.numerics.formats import FORMATS
 from headrace.numerics.row_blocks import Groups
 from headrace.numerics.tensor import RawTensor
 
@@ -53,17 +54,21 @@ def read_modelopt(config: Config, modules: Mapping[str, Parts]) -> dict[str, Raw
 
 
 def _weight(module: QuantizedModule, algorithm: str, group_size: int | None) -> RawTensor:
-    if "pre_quant_scale" in module.parts and (module.part("pre_quant_scale", *FLOATS).to_f32() != 1).any():
-        raise UnsupportedModelError(
-            f"{module.name}.pre_quant_scale: inputs that are scaled before a quantized weight are not read.",
-            "Export the model with its AWQ scales folded into the layers before, or quantize it without AWQ.",
-        )
     match algorithm:
         case "FP8":
-            return float8(module, "weight_scale", (None, None))
+            weight = float8(module, "weight_scale", (None, None))
         case "W4A16_AWQ":
-            return _int4(module, group_size)
-    return nvfp4(module, "weight", "weight_scale_2", divides=False)
+            weight = _int4(module, group_size)
+        case _:
+            weight = nvfp4(module, "weight", "weight_scale_2", divides=False)
+    return _with_scaled_inputs(module, weight) if "pre_quant_scale" in module.parts else weight
+
+
+def _with_scaled_inputs(module: QuantizedModule, weight: RawTensor) -> RawTensor:
+    """The weight with its columns multiplied by what multiplies the inputs: no scheme of groups can hold that."""
+    factors = module.shaped("pre_quant_scale", weight.shape[1:], *FLOATS)
+    log.warning("%s is read as f32, since its inputs are scaled (pre_quant_scale): it takes more memory.", module.name)
+    return RawTensor(FORMATS["f32"], weight.shape, lambda: (weight.to_f32() * factors.to_f32()).view(np.uint8))
 
 
 def _int4(module: QuantizedModule, group_size: int | None) -> RawTensor:

@@ -264,12 +264,16 @@ def test_modelopt_algorithms_that_are_not_read(tmp_path, algorithm):
         open_checkpoint(folder)
 
 
-def test_inputs_that_are_scaled_first(tmp_path):
-    parts, config, values = modelopt_parts("W4A16_AWQ")
-    parts["pre_quant_scale"] = part("f32", np.ones(64, np.float32))
-    assert_reads_as(write_modelopt(tmp_path, parts, config), values, "int4_g32_f32")
-    parts["pre_quant_scale"] = part("f32", np.full(64, 2, np.float32))
-    refused(write_modelopt(tmp_path, parts, config), f"{MODULE}.pre_quant_scale", kind=UnsupportedModelError)
+@pytest.mark.parametrize("algorithm", ["W4A16_AWQ", "NVFP4"])
+def test_inputs_that_are_scaled_first(tmp_path, caplog, algorithm):
+    """ModelOpt's AWQ: multiplied into the columns, which f32 alone can hold, and said so."""
+    parts, config, values = modelopt_parts(algorithm)
+    factors = np.random.default_rng(0).random(64, np.float32)
+    parts["pre_quant_scale"] = part("f32", factors)
+    assert_reads_as(write_modelopt(tmp_path, parts, config), values * factors, "f32")
+    assert f"{MODULE} is read as f32" in caplog.text
+    parts["pre_quant_scale"] = part("f32", factors[:63])
+    refused(write_modelopt(tmp_path, parts, config), f"{MODULE}.pre_quant_scale has shape [63], not [64]")
 
 
 def test_a_plain_folder_with_another_tools_file(tmp_path):
