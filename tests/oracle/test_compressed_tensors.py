@@ -1,4 +1,4 @@
-"""The compressed-tensors package as the truth: what it compresses, we read to the same values, bit for bit."""
+"""The compressed-tensors package as the truth, bit for bit: we read what it writes, and it reads what we write."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from compressed_tensors.compressors import BaseCompressor, ModelCompressor
 from compressed_tensors.compressors.nvfp4.helpers import unpack_fp4_from_uint8
 from compressed_tensors.entrypoints.convert.converters import AutoAWQConverter, FP8BlockDequantizer
@@ -20,8 +21,12 @@ from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
 
 from headrace.base.errors import ExecutorError
 from headrace.formats.checkpoint import open_checkpoint
+from headrace.formats.compressed_tensors_writer import write_compressed_tensors
 from headrace.numerics.float8 import f32_to_e4m3
+from headrace.numerics.quantize import quantize
 from headrace.numerics.rounding import round_to
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme
+from headrace.numerics.tensor import RawTensor
 from tests.support.checkpoints import part, write_hf_folder
 from tests.support.executors import executor_of
 from tests.support.hf_models import make_model
@@ -180,6 +185,79 @@ def test_the_native_executor_refuses_by_name(tmp_path):
     with pytest.raises(ExecutorError, match=named) as caught, executor_of("native", tmp_path):
         pass
     assert "weight_format='f32'" in caught.value.remedy
+
+
+WRITTEN = [
+    IntegerScheme(group_size=32),
+    IntegerScheme(group_size=16, clip="full", scale="f32"),
+    IntegerScheme(group_size=32, symmetric=False, scale="f16"),
+    IntegerScheme(group_size=WHOLE, symmetric=False),
+    IntegerScheme(bits=8, group_size=WHOLE),
+    IntegerScheme(bits=8, group_size=32, symmetric=False),
+    Float8Scheme(block=(WHOLE, WHOLE)),
+    Float8Scheme(block=(1, WHOLE), scale="bf16"),
+    Float8Scheme(block=(40, 24)),
+]
+
+
+def written(folder, schemes):
+    """A tiny model with its linear layers quantized and written by us: config.json comes from transformers.
+
+    Args:
+        folder: where to.
+        schemes: of the layers' modules by the last part of their names; "" for all others.
+    """
+    model = make_model("llama")
+    tensors, of = {}, {}
+    for name, param in model.named_parameters():
+        tensors[name] = RawTensor.from_f32(param.detach().numpy())
+        if param.ndim == 2 and "layers" in name:
+            of[name] = schemes.get(name.split(".")[-2], schemes[""])
+            tensors[name] = RawTensor.from_groups(quantize(param.detach().numpy(), of[name]))
+    write_compressed_tensors(folder, json.loads(model.config.to_json_string()), tensors, of)
+    return tensors
+
+
+def assert_read_by_the_package(folder, tensors):
+    config = QuantizationConfig.model_validate(json.loads((folder / "config.json").read_text())["quantization_config"])
+    state = safetensors.torch.load_file(folder / "model.safetensors")
+    for name in [name for name in tensors if "proj" in name]:
+        module = name.removesuffix(".weight")
+        args = next(g for g in config.config_groups.values() if {"Linear", module} & set(g.targets))
+        parts = {key.removeprefix(module + "."): value for key, value in state.items() if key.startswith(module + ".")}
+        scale = parts["weight_scale"]
+        compressor = BaseCompressor.get_value_from_registry(args.format)
+        exact = compressor.decompress({**parts, "weight_scale": scale.float()}, args)["weight"]
+        assert_same_bits(tensors[name].to_f32(), exact.numpy())
+        narrow = compressor.decompress(parts, args)["weight"]
+        assert_same_bits(round_to(DTYPES[scale.dtype], tensors[name].to_f32()), narrow.float().numpy())
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+@pytest.mark.parametrize("quantized_by", WRITTEN, ids=str)
+def test_what_we_write(tmp_path, quantized_by):
+    """Decompressed by the package to our values, and loaded and run by transformers."""
+    folder = tmp_path / "out"
+    tensors = written(folder, {"": quantized_by})
+    assert_read_by_the_package(folder, tensors)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, quantization_config=transformers.CompressedTensorsConfig(dequantize=True)
+    )
+    tokens = np.random.default_rng(0).integers(0, 320, 20).tolist()
+    with torch.inference_mode():
+        expected = model(torch.tensor([tokens])).logits[0].float().numpy()
+    for name in [name for name in tensors if "proj" in name]:  # which it rounds to the scale's type
+        loaded = model.get_parameter(name).detach().float().numpy()
+        assert_same_bits(loaded, round_to(quantized_by.scale, tensors[name].to_f32()))
+    with executor_of("torch", folder) as executor:
+        found = Stepper(executor).logits({"a": tokens})["a"]
+    tolerance = 1e-4 if quantized_by.scale == "f32" else 2e-2
+    assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
+
+
+def test_what_we_write_of_several_schemes(tmp_path):
+    tensors = written(tmp_path / "out", {"": WRITTEN[0], "down_proj": WRITTEN[4], "o_proj": WRITTEN[6]})
+    assert_read_by_the_package(tmp_path / "out", tensors)
 
 
 def test_awq_as_its_converter_reads_it(tmp_path):

@@ -157,11 +157,19 @@ class Groups:
 
 def decode(layout: RowBlocks, blocks: Bytes) -> Float32:
     """The values of blocks ``[n, block_bytes]``, float32 ``[n, group_size]``."""
+    return groups_in(layout, blocks).to_f32()
+
+
+def groups_in(layout: RowBlocks, stored: Bytes) -> Groups:
+    """The inverse of `Groups.encode`: codes, scales and zero points of rows, uint8 ``[rows, bytes per row]``."""
+    rows = len(stored)
+    blocks = stored.reshape(-1, layout.block_bytes)
     scale_bytes = _SCALE_BYTES[layout.scale]
-    scales = _read_scales(layout.scale, np.ascontiguousarray(blocks[:, :scale_bytes]))
-    zeros = blocks[:, scale_bytes : scale_bytes + 1] if layout.has_zero_point else None
+    scales = _read_scales(layout.scale, np.ascontiguousarray(blocks[:, :scale_bytes])).reshape(rows, -1)
+    zeros = blocks[:, scale_bytes].reshape(rows, -1) if layout.has_zero_point else None
     packed = blocks[:, layout.codes_at :]
-    return _values(layout, packed if layout.bits == 8 else unpack_nibbles(packed), scales, zeros)
+    codes = packed if layout.bits == 8 else unpack_nibbles(packed)
+    return Groups(layout, codes.reshape(rows, -1), scales, zeros)
 
 
 def pack_nibbles(codes: Bytes) -> Bytes:
