@@ -85,8 +85,16 @@ class TestRoundTrip:
         assert stated["ignore"] == ["lm_head", "model.layers.0.mlp.gate"]
         assert stated["config_groups"]["group_0"]["targets"] == ["Linear"]
 
-    def test_damage_survives(self, tmp_path):
-        scheme = IntegerScheme(group_size=32)
+    def test_a_tied_head_is_named_too(self, tmp_path):
+        tensors, schemes = model(SCHEMES[0])
+        del tensors[HEAD]
+        write_compressed_tensors(tmp_path / "out", {}, tensors, schemes)
+        stated = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+        assert stated["ignore"] == ["lm_head"], "it is a linear layer, though it has no tensor of its own"
+        open_checkpoint(tmp_path / "out")
+
+    @pytest.mark.parametrize("scheme", [IntegerScheme(group_size=32), Float8Scheme(block=(1, 32))], ids=str)
+    def test_damage_survives(self, tmp_path, scheme):
         damaged = values(4, 64)
         damaged[1, 3] = np.nan
         tensors = {UP: RawTensor.from_groups(quantize(damaged, scheme))}
@@ -175,6 +183,17 @@ class TestWholeOrNotAtAll:
             assert not (tmp_path / "a/out").exists()
             (folder / "x").write_text("x")
         assert (tmp_path / "a/out/x").read_text() == "x"
+
+    def test_bytes_are_on_the_disk_before_the_name_is(self, tmp_path, monkeypatch):
+        order, sync, rename = [], os.fsync, type(tmp_path).rename
+        monkeypatch.setattr(os, "fsync", lambda fd: order.append(os.readlink(f"/proc/self/fd/{fd}")) or sync(fd))
+        monkeypatch.setattr(type(tmp_path), "rename", lambda *paths: order.append("renamed") or rename(*paths))
+        tensors, schemes = model(SCHEMES[0])
+        write_compressed_tensors(tmp_path / "out", {}, tensors, schemes)
+        at = order.index("renamed")
+        partial = tmp_path / ".out.partial"
+        assert {str(partial), f"{partial}/config.json", f"{partial}/model.safetensors"} <= set(order[:at])
+        assert order[at + 1 :] == [str(tmp_path)]
 
     def test_a_place_that_cannot_be(self, tmp_path):
         (tmp_path / "file").write_text("")
