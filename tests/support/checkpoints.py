@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from headrace.numerics.formats import FORMATS, number_format
+from headrace.numerics.formats import FORMATS, format_named
 from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
 from headrace.numerics.tensor import RawTensor
 
@@ -59,7 +59,7 @@ def random_tensor(format_name: str, shape: tuple[int, ...], seed: int = 0) -> Ra
 
 def part(format_name: str, array: np.ndarray[Any, Any]) -> RawTensor:
     """An array of a plain or a part's format (codes as their bytes), as it is stored."""
-    stored = number_format(format_name)
+    stored = format_named(format_name)
     row_bytes = stored.row_bytes(array.shape[-1] if array.ndim else 1)
     return RawTensor(stored, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, row_bytes))
 

@@ -35,9 +35,11 @@ def read_awq(config: Config, modules: Mapping[str, Parts]) -> dict[str, RawTenso
     config.require("version", "gemm", "GEMM")
     config.require("zero_point", True)
     size = group_size(config)
+    config.skip("quant_method", "backend", "do_fuse", "fuse_max_seq_len", "exllama_config", "modules_to_fuse")
     scheme = f"AWQ, 4 bits, {f'groups of {size}' if size else 'whole rows'}"
     quantized = stored_quantized(modules, PARTS)
     spared = texts(config, "modules_to_not_convert")
+    config.warn_unread()
     check_ignored(f"modules_to_not_convert in {config.where}", spared, matches_components, modules, quantized)
     return {name: _weight(QuantizedModule(name, parts, scheme), size) for name, parts in quantized.items()}
 

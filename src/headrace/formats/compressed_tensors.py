@@ -179,7 +179,7 @@ def _weight(module: QuantizedModule, scheme: _Scheme) -> RawTensor:
         case "pack-quantized", "int", 4 | 8 if by_row:
             return packed_integers(module, scheme.bits, scheme.symmetric, extent)
         case "int-quantized" | "naive-quantized", "int", 8 if by_row or scheme.strategy == "tensor":
-            return plain_integers(module, scheme.symmetric, extent)
+            return plain_integers(module, scheme.symmetric, (None if scheme.strategy == "tensor" else 1, extent))
         case "float-quantized" | "naive-quantized", "float", 8:
             block = {"tensor": (None, None), "channel": (1, None), "block": scheme.block}
             return float8(module, "weight_scale", block.get(scheme.strategy, (1, extent)))

@@ -28,6 +28,8 @@ def read_float8_blocks(config: Config, modules: Mapping[str, Parts]) -> dict[str
     scheme = f"fp8 in blocks of {rows} by {columns}" if rows else "fp8 with one scale per tensor"
     quantized = stored_quantized(modules, PARTS)
     spared = texts(config, "modules_to_not_convert")
+    config.skip("quant_method", "activation_scheme", "scale_fmt", "dequantize")
+    config.warn_unread()
     check_ignored(f"modules_to_not_convert in {config.where}", spared, matches_components, modules, quantized)
     return {
         name: float8(QuantizedModule(name, parts, scheme), "weight_scale_inv", (rows, columns))

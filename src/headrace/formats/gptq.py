@@ -21,6 +21,15 @@ from headrace.numerics.tensor import RawTensor
 
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
+_WITHOUT_EFFECT = (
+    "quant_method", "sym", "damp_percent", "damp_auto_increment", "true_sequential", "static_groups", "lm_head",
+    "model_name_or_path", "model_file_base_name", "is_marlin_format", "quantizer", "meta", "dataset", "tokenizer",
+    "modules_in_block_to_quantize", "batch_size", "cache_block_outputs", "use_cuda_fp16", "use_exllama",
+    "max_input_length", "exllama_config", "backend", "block_name_to_quantize", "module_name_preceding_first_block",
+    "model_seqlen", "pad_token_id",
+)  # fmt: skip
+"""How the model was quantized, or how others shall run it. Zero points are stored whether ``sym`` or not."""
+
 
 def read_gptq(config: Config, modules: Mapping[str, Parts]) -> dict[str, RawTensor]:
     """The weights of all modules that are stored quantized, by module, not yet read.
@@ -30,7 +39,7 @@ def read_gptq(config: Config, modules: Mapping[str, Parts]) -> dict[str, RawTens
         UnsupportedModelError: the config asks for something that is not read; names it.
     """
     config.require("bits", 4, 8)
-    bits, size = config.positive("bits"), group_size(config)
+    bits, size, ordered = config.positive("bits"), group_size(config), config.boolean("desc_act", False)
     config.require("checkpoint_format", "gptq", "gptq_v2")
     version = 2 if config.text("checkpoint_format", "gptq") == "gptq_v2" else 1
     config.require("pack_dtype", "int32")
@@ -38,14 +47,16 @@ def read_gptq(config: Config, modules: Mapping[str, Parts]) -> dict[str, RawTens
         raise UnsupportedModelError(
             f"dynamic in {config.where} (schemes that differ by module) is not read.", "Use one scheme throughout."
         )
+    config.skip(*_WITHOUT_EFFECT)
+    config.warn_unread()
     scheme = f"GPTQ v{version}, {bits} bits, {f'groups of {size}' if size else 'whole rows'}"
     return {
-        name: _weight(QuantizedModule(name, parts, scheme), bits, size, version)
+        name: _weight(QuantizedModule(name, parts, scheme), bits, size, version, ordered)
         for name, parts in stored_quantized(modules, PARTS).items()
     }
 
 
-def _weight(module: QuantizedModule, bits: int, group_size: int | None, version: int) -> RawTensor:
+def _weight(module: QuantizedModule, bits: int, group_size: int | None, version: int, ordered: bool) -> RawTensor:
     packed = module.matrix("qweight", "i32")
     words, rows = packed.shape
     features = words * 32 // bits
@@ -53,7 +64,7 @@ def _weight(module: QuantizedModule, bits: int, group_size: int | None, version:
     scales = module.shaped("scales", (features // size, rows), *FLOATS)
     zeros = module.shaped("qzeros", (features // size, -(-rows * bits // 32)), "i32")
     layout = integer_layout(module, bits, False, size, scales.format.name)
-    if "g_idx" in module.parts:
+    if ordered or "g_idx" in module.parts:
         _check_groups(module, features, size)
 
     def read() -> Groups:

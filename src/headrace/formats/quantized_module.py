@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from headrace.base.errors import CheckpointError
-from headrace.numerics.formats import PARTS, number_format
+from headrace.numerics.formats import PARTS, format_named
 from headrace.numerics.row_blocks import Groups, RowBlocks
 from headrace.numerics.tensor import RawTensor
 
@@ -87,7 +87,7 @@ def stored_quantized(modules: Mapping[str, Parts], part_names: Sequence[str]) ->
 
 def transcoded(layout: RowBlocks, shape: tuple[int, int], read: Callable[[], Groups]) -> RawTensor:
     """A weight that is put together, into row blocks, each time that it is read."""
-    return RawTensor(number_format(layout.name), shape, lambda: read().encode())
+    return RawTensor(format_named(layout.name), shape, lambda: read().encode())
 
 
 def modules_in(tensors: Mapping[str, RawTensor]) -> dict[str, dict[str, RawTensor]]:

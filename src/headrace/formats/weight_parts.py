@@ -5,8 +5,10 @@ CheckpointError, naming part and scheme, where these do not fit.
 """
 
 import math
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from headrace.base.errors import UnsupportedModelError
 from headrace.formats.quantized_module import FLOATS, QuantizedModule, transcoded
@@ -15,7 +17,11 @@ from headrace.numerics.float8 import e8m0_to_f32
 from headrace.numerics.row_blocks import MXFP4, NVFP4, Groups, RowBlocks, repeat_scales, unpack_nibbles
 from headrace.numerics.tensor import RawTensor
 
+Block = tuple[int | None, int | None]
+"""Rows and columns that share a scale; None stands for all of them."""
+
 _SIGN = np.uint8(0x80)
+T = TypeVar("T", bound=np.generic)
 
 
 def packed_integers(module: QuantizedModule, bits: int, symmetric: bool, group_size: int | None) -> RawTensor:
@@ -46,33 +52,29 @@ def packed_integers(module: QuantizedModule, bits: int, symmetric: bool, group_s
     return transcoded(layout, shape, read)
 
 
-def plain_integers(module: QuantizedModule, symmetric: bool, group_size: int | None) -> RawTensor:
+def plain_integers(module: QuantizedModule, symmetric: bool, block: Block) -> RawTensor:
     """compressed-tensors' int-quantized: ``weight`` i8, ``weight_scale``, unless symmetric ``weight_zero_point`` i8.
 
-    One scale for the whole tensor may stand in place of one per row.
+    The last two have one entry per block.
     """
     weight = module.matrix("weight", "i8")
     rows, features = shape = _two(weight)
-    group_size = module.group_size_of(features, group_size)
-    scales = _scales_of_rows(module, "weight_scale", (rows, features // group_size), *FLOATS)
-    zeros = None
-    if not symmetric:
-        zeros = _scales_of_rows(module, "weight_zero_point", (rows, features // group_size), "i8")
-    layout = integer_layout(module, 8, symmetric, group_size, scales.format.name)
+    block_rows, block_columns = block[0] or rows, block[1] or features
+    extents = (-(-rows // block_rows), features // module.group_size_of(features, block_columns))
+    scales = _one_per_block(module, "weight_scale", extents, *FLOATS)
+    zeros = None if symmetric else _one_per_block(module, "weight_zero_point", extents, "i8")
+    layout = integer_layout(module, 8, symmetric, block_columns, scales.format.name)
 
     def read() -> Groups:
-        extents = (rows, features // group_size)
-        by_row = None
-        if zeros is not None:
-            by_row = np.broadcast_to(zeros.data.reshape(zeros.shape or 1), extents) ^ _SIGN
         codes = weight.data if symmetric else weight.data ^ _SIGN
-        return Groups(layout, codes, np.broadcast_to(scales.to_f32(), extents), by_row)
+        by_row = None if zeros is None else _by_row(zeros.data.reshape(extents) ^ _SIGN, rows)
+        return Groups(layout, codes, _by_row(scales.to_f32().reshape(extents), rows), by_row)
 
     return transcoded(layout, shape, read)
 
 
-def float8(module: QuantizedModule, scale_part: str, block: tuple[int | None, int | None]) -> RawTensor:
-    """``weight`` f8_e4m3 and the factors of its blocks, None standing for all rows or all columns.
+def float8(module: QuantizedModule, scale_part: str, block: Block) -> RawTensor:
+    """``weight`` f8_e4m3 and the factors of its blocks.
 
     The last block of a row or column may be partial.
     """
@@ -81,8 +83,7 @@ def float8(module: QuantizedModule, scale_part: str, block: tuple[int | None, in
     block_rows, block_columns = block[0] or rows, block[1] or features
     extents = (-(-rows // block_rows), -(-features // block_columns))
     formats = (*FLOATS, "f8_e8m0")
-    is_one = extents == (1, 1)
-    scales = module.scalar(scale_part, *formats) if is_one else module.shaped(scale_part, extents, *formats)
+    scales = _one_per_block(module, scale_part, extents, *formats)
     stored_scale = scales.format.name if scales.format.name in FLOATS else "f32"
     layout = RowBlocks("fp8", math.gcd(block_columns, features), stored_scale)
 
@@ -153,11 +154,13 @@ def _stored_shape(module: QuantizedModule) -> tuple[int, int]:
     return rows, features
 
 
-def _scales_of_rows(module: QuantizedModule, part: str, extents: tuple[int, int], *formats: str) -> RawTensor:
-    tensor = module.part(part, *formats)
-    if extents[1] == 1 and all(extent == 1 for extent in tensor.shape):
-        return tensor
-    return module.shaped(part, extents, *formats)
+def _one_per_block(module: QuantizedModule, part: str, extents: tuple[int, int], *formats: str) -> RawTensor:
+    return module.scalar(part, *formats) if extents == (1, 1) else module.shaped(part, extents, *formats)
+
+
+def _by_row(entries: npt.NDArray[T], rows: int) -> npt.NDArray[T]:
+    """One row of entries, or one per row, as one per row."""
+    return np.broadcast_to(entries, (rows, entries.shape[1]))
 
 
 def _two(tensor: RawTensor) -> tuple[int, int]:

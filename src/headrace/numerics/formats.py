@@ -23,7 +23,7 @@ class NumberFormat:
     """How values are stored in the rows of a tensor.
 
     Attributes:
-        name: what `number_format` finds it by; the native kernels use the same names.
+        name: what `format_named` finds it by; the native kernels use the same names.
         block_size: values per block; a row is a whole number of blocks. 1 for plain values.
         block_bytes: bytes per block.
     """
@@ -98,7 +98,7 @@ _BLOCK_DECODERS: Mapping[str, Callable[[Bytes], Float32]] = {
 
 
 @lru_cache(maxsize=256)
-def number_format(name: str) -> NumberFormat:
+def format_named(name: str) -> NumberFormat:
     """The number format of that name: one of `FORMATS`, of `PARTS`, or of the family of `row_blocks`.
 
     Raises InvalidRequestError for any other name.

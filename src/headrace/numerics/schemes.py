@@ -37,6 +37,8 @@ class IntegerScheme:
             raise InvalidRequestError(f"Integers of {self.bits} bits are not known.", "Use 4 or 8.")
         if self.clip not in ("narrow", "full"):
             raise InvalidRequestError(f"Clipping range {self.clip!r} is not known.", "Use narrow or full.")
+        if self.clip == "full" and not self.symmetric:
+            raise InvalidRequestError("Codes with zero points have one range only.", "Leave clip out.")
         _check_scale(self.scale)
 
     @property

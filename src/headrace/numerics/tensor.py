@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from headrace.numerics.formats import FORMATS, NumberFormat, dequantize, number_format
+from headrace.numerics.formats import FORMATS, NumberFormat, dequantize, format_named
 from headrace.numerics.row_blocks import Groups
 
 
@@ -56,7 +56,7 @@ class RawTensor:
     @classmethod
     def from_groups(cls, groups: Groups) -> "RawTensor":
         """A quantized matrix in row blocks."""
-        return cls(number_format(groups.layout.name), groups.codes.shape, groups.encode())
+        return cls(format_named(groups.layout.name), groups.codes.shape, groups.encode())
 
     @property
     def num_bytes(self) -> int:

@@ -1,11 +1,14 @@
 """Quantized Hugging Face folders: read as their makers mean them, refused by name where config and tensors differ."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from headrace.base.errors import CheckpointError, UnsupportedModelError
+from headrace.base.errors import CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.formats.checkpoint import open_checkpoint
 from headrace.numerics.float8 import f32_to_e4m3
 from tests.support.checkpoints import part, write_hf_folder
@@ -197,6 +200,17 @@ class TestLies:
     def test_nonsense(self, lie, changes):
         lie("must be", **changes)
 
+    @pytest.mark.parametrize(("strategy", "stored"), [("channel", (1,)), ("tensor", (8, 1)), ("channel", (8,))])
+    def test_one_scale_or_many(self, tmp_path, strategy, stored):
+        weights = {"num_bits": 8, "type": "int", "strategy": strategy}
+        group = {"targets": ["Linear"], "format": "int-quantized", "weights": weights}
+        config = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+        parts = {
+            "weight": part("i8", np.ones((8, 64), np.int8)),
+            "weight_scale": part("f32", np.ones(stored, np.float32)),
+        }
+        refused(write(tmp_path, parts, config), f"{MODULE}.weight_scale has shape {list(stored)}", strategy)
+
     def test_a_row_of_odd_nibbles(self, tmp_path):
         parts, config, _ = compressed_tensors_parts(8, 63, 4, 63)
         config["config_groups"]["group_0"]["weights"].update(strategy="channel", group_size=None)
@@ -235,6 +249,12 @@ class TestGptqLies:
         parts, config, _ = gptq_parts()
         parts["g_idx"] = part("i32", np.random.default_rng(0).permutation(np.arange(64) // 32).astype(np.int32))
         refused(write(tmp_path, parts, config), f"{MODULE}.g_idx", "desc_act", kind=UnsupportedModelError)
+
+    def test_activation_order_without_its_order(self, tmp_path):
+        parts, config, values = gptq_parts()
+        assert_reads_as(write(tmp_path, parts, {**config, "desc_act": True}), values, "uint4_g32_f16")
+        del parts["g_idx"]
+        refused(write(tmp_path, parts, {**config, "desc_act": True}), f"{MODULE} (GPTQ v1", "lacks its g_idx")
 
     @pytest.mark.parametrize(
         ("key", "value"),
@@ -282,3 +302,44 @@ def test_a_plain_folder_with_another_tools_file(tmp_path):
     companions = {"hf_quant_config.json": {"quantization": {"quant_algo": "FP8"}}}
     assert_reads_as(write(tmp_path, parts, config, companions), values, "int4_g32_bf16")
     assert json.loads((tmp_path / "config.json").read_text())["quantization_config"] == config
+
+
+MAKERS = {
+    "compressed-tensors": compressed_tensors_parts,
+    "gptq": gptq_parts,
+    "modelopt": lambda: modelopt_parts("NVFP4"),
+    "awq": lambda: (*awq_parts(np.random.default_rng(0)), None),
+}
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 200), st.floats(), st.text(max_size=5),
+              st.sampled_from(["re:.*", "Linear", "group", "channel", "tensor", "float", "int-quantized"])),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=4,
+)  # fmt: skip
+
+
+def places(value, path=()):
+    """Where something stands in nested objects and lists."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, inner in items for found in ((*path, key), *places(inner, (*path, key)))]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(method=st.sampled_from(sorted(MAKERS)), data=st.data())
+def test_whatever_a_config_says_opening_ends(tmp_path, method, data):
+    """With weights of the right shape, or with an error for users."""
+    parts, config, _ = MAKERS[method]()
+    *way, last = data.draw(st.sampled_from(places(config)))
+    inner = config
+    for key in way:
+        inner = inner[key]
+    inner[last] = data.draw(JSON)
+    if (part_name := data.draw(st.sampled_from([None, *parts]))) is not None:
+        parts[part_name] = part(
+            "i32", np.zeros(data.draw(st.sampled_from([(), (2,), (8, 64), (0, 8), (2, 2, 2)])), np.int32)
+        )
+    folder = write_modelopt(tmp_path, parts, config) if method == "modelopt" else write(tmp_path, parts, config)
+    with suppress(HeadraceError):
+        for tensor in open_checkpoint(folder).tensors.values():
+            assert tensor.to_f32().shape == tensor.shape
+    (folder / "hf_quant_config.json").unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.base.errors import InvalidRequestError
-from headrace.numerics.formats import PARTS, number_format
+from headrace.numerics.formats import PARTS, format_named
 from headrace.numerics.quantize import quantize
 from headrace.numerics.row_blocks import MXFP4, NVFP4, Groups, RowBlocks, repeat_scales, row_blocks
 from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
@@ -33,7 +33,7 @@ def groups_of(layout, codes, scales, zeros=None):
     ],
 )
 def test_names_and_sizes(name, block_size, block_bytes):
-    found = number_format(name)
+    found = format_named(name)
     assert (found.name, found.block_size, found.block_bytes) == (name, block_size, block_bytes)
     assert row_blocks(name).name == name
 
@@ -46,7 +46,7 @@ def test_names_and_sizes(name, block_size, block_bytes):
 def test_other_names_are_refused(name):
     assert row_blocks(name) is None
     with pytest.raises(InvalidRequestError, match=f"Number format '{name}' is not known"):
-        number_format(name)
+        format_named(name)
 
 
 class TestBytesByHand:
@@ -168,7 +168,7 @@ def test_bytes_may_be_made_when_they_are_read():
         made.append(1)
         return np.arange(8, dtype=np.uint8).reshape(2, 4)
 
-    tensor = RawTensor(number_format("u8"), (2, 4), make)
+    tensor = RawTensor(format_named("u8"), (2, 4), make)
     assert (tensor.num_bytes, tensor.is_mapped) == (8, False)
     assert not made
     assert tensor.to_f32().tolist() == [[0, 1, 2, 3], [4, 5, 6, 7]]
