@@ -187,6 +187,24 @@ def test_the_native_executor_refuses_by_name(tmp_path):
     assert "weight_format='f32'" in caught.value.remedy
 
 
+def test_a_quantized_embedding(tmp_path):
+    """Written, decompressed, and read by the torch executor; the native one names it too."""
+    model = make_model("llama-tied")
+    name, scheme_of = "model.embed_tokens.weight", IntegerScheme(bits=8, group_size=WHOLE, scale="f32")
+    tensors = {key: RawTensor.from_f32(param.detach().numpy()) for key, param in model.named_parameters()}
+    tensors[name] = RawTensor.from_groups(quantize(tensors[name].to_f32(), scheme_of))
+    config = json.loads(model.config.to_json_string())
+    write_compressed_tensors(tmp_path / "out", config, tensors, {name: scheme_of})
+    with torch.no_grad():
+        model.get_parameter(name).copy_(torch.from_numpy(tensors[name].to_f32()))
+        expected = model(torch.arange(20)[None]).logits[0].numpy()
+    with executor_of("torch", tmp_path / "out") as executor:
+        found = Stepper(executor).logits({"a": list(range(20))})["a"]
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    with pytest.raises(ExecutorError, match=r"embed\.weight: .*int8_g64_f32"), executor_of("native", tmp_path / "out"):
+        pass
+
+
 WRITTEN = [
     IntegerScheme(group_size=32),
     IntegerScheme(group_size=16, clip="full", scale="f32"),
