@@ -78,6 +78,10 @@ def read_compressed_tensors(config: Config, modules: Mapping[str, Parts]) -> dic
     for scheme in schemes:
         if scheme.where not in used:
             raise CheckpointError(f"No module that is stored quantized is a target of {scheme}.", DO_NOT_MATCH)
+        for target in scheme.targets:
+            is_name = target not in _CLASSES and not target.startswith("re:")
+            if is_name and target not in quantized and not any(matches_name(pattern, target) for pattern in ignored):
+                raise CheckpointError(f"{target}, a target of {scheme}, is not stored quantized.", DO_NOT_MATCH)
     return weights
 
 
@@ -123,6 +127,10 @@ def _scheme(groups: Config, name: str, default_format: str) -> _Scheme:
         raise UnsupportedModelError(
             f"Strategy {scheme.strategy!r} of {weights.where} is not read.", f"Read are: {', '.join(_STRATEGIES)}."
         )
+    if scheme.strategy in ("group", "tensor_group") and scheme.group_size is None:
+        raise weights.wrong("group_size", "a whole number of 1 or more for groups", None)
+    if scheme.strategy == "block" and not weights.has("block_structure"):
+        raise weights.wrong("block_structure", "rows and columns for blocks", None)
     if weights.has("actorder"):
         weights.require("actorder", "weight", "static", False)
     weights.require("dynamic", False)
@@ -172,7 +180,7 @@ def _scheme_of(name: str, schemes: Sequence[_Scheme], where: str) -> _Scheme:
 
 
 def _weight(module: QuantizedModule, scheme: _Scheme) -> RawTensor:
-    _check_order(module, scheme)
+    _check_parts(module, scheme)
     extent = scheme.group_size if scheme.strategy in ("group", "tensor_group") else None
     by_row = scheme.strategy in ("group", "channel")
     match scheme.format, scheme.kind, scheme.bits:
@@ -193,7 +201,7 @@ def _weight(module: QuantizedModule, scheme: _Scheme) -> RawTensor:
     )
 
 
-def _check_order(module: QuantizedModule, scheme: _Scheme) -> None:
+def _check_parts(module: QuantizedModule, scheme: _Scheme) -> None:
     if "weight_g_idx" in module.parts:
         raise UnsupportedModelError(
             f"{module.name}.weight_g_idx: groups that are no runs of columns (activation order) are not read.",
@@ -201,3 +209,5 @@ def _check_order(module: QuantizedModule, scheme: _Scheme) -> None:
         )
     if not scheme.symmetric and scheme.kind != "int":
         raise UnsupportedModelError(f"{scheme} is not read.", "Floats have no zero points.")
+    if scheme.symmetric and "weight_zero_point" in module.parts and module.parts["weight_zero_point"].to_f32().any():
+        raise module.error("weight_zero_point", "is not zero")  # zeros are what early versions stored

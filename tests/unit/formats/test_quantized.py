@@ -160,6 +160,16 @@ class TestLies:
         lie(f"{MODULE} is stored quantized, but is no target", group={"targets": ["model.layers.1.mlp.up_proj"]})
         lie("'LlamaMLP' of group_0", "class", kind=UnsupportedModelError, group={"targets": ["LlamaMLP"]})
 
+    def test_zero_points_where_there_should_be_none(self, tmp_path, lie):
+        lie(f"{MODULE}.weight_zero_point is not zero", symmetric=True)
+        parts, config, values = compressed_tensors_parts()
+        parts["weight_zero_point"] = part("i8", np.zeros((8, 2), np.int8))
+        assert_reads_as(write(tmp_path, parts, config), values, "int4_g32_bf16")
+
+    def test_a_named_target_that_is_plain_or_not_there(self, lie):
+        for other in ("model.embed_tokens", "model.layers.9.mlp.up_proj"):
+            lie(f"{other}, a target of group_0: pack", "not stored quantized", group={"targets": [MODULE, other]})
+
     def test_a_group_without_modules(self, lie):
         more = {"targets": ["re:.*down_proj"], "weights": {"num_bits": 8, "strategy": "channel"}}
         _, config, _ = compressed_tensors_parts()
@@ -195,7 +205,8 @@ class TestLies:
         "changes",
         [{"group_size": 0}, {"group_size": -2}, {"group_size": 1.5}, {"group_size": "32"}, {"symmetric": "no"},
          {"group": {"targets": [3]}}, {"group": {"targets": "Linear"}}, {"scheme": {"config_groups": []}},
-         {"scheme": {"ignore": "lm_head"}}, {"strategy": "block", "block_structure": [128]}],
+         {"scheme": {"ignore": "lm_head"}}, {"strategy": "block", "block_structure": [128]}, {"strategy": "block"},
+         {"group_size": None}, {"group_size": -1}],
     )  # fmt: skip
     def test_nonsense(self, lie, changes):
         lie("must be", **changes)
