@@ -88,8 +88,8 @@ HEADRACE_INLINE float highest(float* scores, const float* key_scales, int low, i
     f32x16 s = load(scores + g * kLanes);
     if (kScaled) s = s * load(key_scales + g * kLanes);
     if (kMasked) {
-      const i32x16 ids = kLaneIds + g * static_cast<int>(kLanes);
-      s = ((ids >= low) & (ids < high)) ? s : broadcast(kNegativeInfinity);
+      const i32x16 ids = lane_ids() + g * static_cast<int>(kLanes);
+      s = select((ids >= low) & (ids < high), s, broadcast(kNegativeInfinity));
     }
     if (kScaled || kMasked) store(scores + g * kLanes, s);
     best = max(s, best);
@@ -118,7 +118,7 @@ void soften(const Queries& queries, int32_t begin) {
   find_highest<kScaled>(queries, begin);
   for (int32_t i = 0; i < queries.count; i += kLanes) {
     const f32x16 before = load(queries.maxima + i), now = max(before, load(queries.subtract + i));
-    const f32x16 finite = now == kNegativeInfinity ? f32x16{} : now;  // of a query that has seen nothing yet
+    const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
     store(queries.maxima + i, now);
     store(queries.subtract + i, finite);
     store(queries.decays + i, exp2(before - finite));
@@ -130,7 +130,7 @@ void soften(const Queries& queries, int32_t begin) {
 #pragma GCC unroll 4
     for (int g = 0; g < kTileVectors; ++g) {
       f32x16 w = exp2(load(weights + g * kLanes) - subtract);
-      total += w;
+      total = total + w;
       if (kScaled) w = w * load(queries.value_scales + g * kLanes);
       store(weights + g * kLanes, w);
     }
@@ -290,7 +290,7 @@ void fold(float* into, const float* next, int64_t dim) {
     return;
   }
   const float peak = into[sums] > next[sums] ? into[sums] : next[sums];
-  const float a = exp2(broadcast(into[sums] - peak))[0], b = exp2(broadcast(next[sums] - peak))[0];
+  const f32x16 a = exp2(broadcast(into[sums] - peak)), b = exp2(broadcast(next[sums] - peak));
   for (int64_t d = 0; d < sums; d += kLanes) store(into + d, load(into + d) * a + load(next + d) * b);
   into[sums] = peak;
 }
@@ -302,12 +302,17 @@ void finish(const float* state, int64_t dim, int32_t head_dim, float* out) {
   if (d < head_dim) store_part(out + d, load_part(state + d, head_dim - d) * factor, head_dim - d);
 }
 
-// Scaled copies of the queries' features, those of a batch side by side, padded with zeros.
+// Scaled copies of the queries' features, turned to their positions, those of a batch side by side, padded with zeros.
 void gather_queries(const AttentionShape& shape, const AttentionTask& task, const Queries& queries) {
   const float factor = shape.scale * kLog2e;
   for (int32_t i = 0; i < queries.count; ++i) {
     const int64_t head = int64_t{task.kv_head} * queries.group + i % queries.group;
     const float* source = task.q + i / queries.group * task.ldq + head * shape.head_dim;
+    if (task.cos) {
+      const int64_t angle = i / queries.group * (task.rotary_dim / 2);
+      rope(source, 1, shape.head_dim, task.rotary_dim, task.cos + angle, task.sin + angle, queries.copy);
+      source = queries.copy;
+    }
     float* q = queries.q + i / kBatch * kBatch * queries.dim + i % kBatch;
     for (int32_t d = 0; d < shape.head_dim; ++d) q[d * kBatch] = source[d] * factor;
     for (int64_t d = shape.head_dim; d < queries.dim; ++d) q[d * kBatch] = 0.0f;

@@ -8,10 +8,13 @@ namespace headrace {
 namespace {
 
 constexpr int kTileVectors = kTileKeys / kLanes;
-#ifdef __AVX512F__
-constexpr int kBatch = 6, kBlock = 4;  // queries x vectors summed at once: 24 of 32 registers
+// Queries and vectors summed at once.
+#if defined(__AVX512F__)
+constexpr int kBatch = 6, kBlock = 4;  // 24 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kBatch = 6, kBlock = 1;  // 12 of 16, two to a vector
 #else
-constexpr int kBatch = 3, kBlock = 2;  // with AVX2, where a vector is two registers: 12 of 16
+constexpr int kBatch = 2, kBlock = 1;  // 8 of 16, four to a vector
 #endif
 
 // 64 consecutive positions of one KV head in four runs of 16: key feature d of run g at keys[g] + d * key_stride, value
@@ -66,10 +69,11 @@ HEADRACE_INLINE void score_runs(const float* q, int64_t dim, const Tile<T>& tile
 // Scores of N queries for the first `runs` runs; what they leave of the others is chance.
 template <int N, bool kInPlace, typename T>
 void score(const float* q, int64_t dim, const Tile<T>& tile, int runs, float* out) {
-  if (kBlock == kTileVectors && runs > 2) {
+  constexpr int kFew = kBlock < 2 ? 1 : 2;
+  if (kBlock == kTileVectors && runs > kFew) {
     score_runs<N, kBlock, kInPlace>(q, dim, tile, 0, out);
   } else {
-    for (int run = 0; run < runs; run += 2) score_runs<N, 2, kInPlace>(q, dim, tile, run, out);
+    for (int run = 0; run < runs; run += kFew) score_runs<N, kFew, kInPlace>(q, dim, tile, run, out);
   }
 }
 
@@ -116,7 +120,7 @@ void sum_values(const float* weights, const float* decays, const Tile<T>& tile, 
     sum_columns<N, 2, kInPlace>(weights, decays, tile, d, begin, end, state, stride);
     d += 2 * kLanes;
   }
-  if (d < dim) sum_columns<N, 1, kInPlace>(weights, decays, tile, d, begin, end, state, stride);
+  if (kBlock > 1 && d < dim) sum_columns<N, 1, kInPlace>(weights, decays, tile, d, begin, end, state, stride);
 }
 
 }  // namespace

@@ -309,14 +309,21 @@ void bind_plan(nb::module_& m) {
       .def("rope", &Plan::rope, "x"_a, "head_dim"_a, "rotation"_a, "out"_a)
       .def(
           "attention",
-          [](Plan& self, const View& q, const View& k, const View& v, const View& out, int layer, int32_t num_heads,
-             int32_t num_kv_heads, int32_t head_dim, int32_t window, float scale) {
-            self.attention(q, k, v, layer, shape_of(self.runtime(), num_heads, num_kv_heads, head_dim, window, scale),
-                           out);
+          [](Plan& self, const View& q, int q_rotation, const View& k, int k_rotation, const View& v, const View& out,
+             int layer, int32_t num_heads, int32_t num_kv_heads, int32_t head_dim, int32_t window, float scale) {
+            self.attention(q, q_rotation, k, k_rotation, v, layer,
+                           shape_of(self.runtime(), num_heads, num_kv_heads, head_dim, window, scale), out);
           },
-          "q"_a, "k"_a, "v"_a, "out"_a, "layer"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a, "window"_a, "scale"_a)
+          "q"_a, "q_rotation"_a, "k"_a, "k_rotation"_a, "v"_a, "out"_a, "layer"_a, "num_heads"_a, "num_kv_heads"_a,
+          "head_dim"_a, "window"_a, "scale"_a)
       .def("select_rows", &Plan::select_rows, "x"_a, "out"_a)
       .def("sample", &Plan::sample, "logits"_a)
+      .def(
+          "sample_linear",
+          [](Plan& self, int64_t begin, int64_t end, int linear, int bias, const View& logits) {
+            self.sample_linear({begin, end}, linear, bias, logits);
+          },
+          "begin"_a, "end"_a, "linear"_a, "bias"_a, "logits"_a)
       .def("replay",
            [](Plan& self, const Array<int32_t, nb::ndim<1>>& token_ids, const Array<int32_t, nb::ndim<1>>& positions,
               const Array<int32_t, nb::ndim<1>>& seq_starts, const Array<int32_t, nb::ndim<1>>& context_lens,

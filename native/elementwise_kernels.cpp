@@ -36,24 +36,29 @@ float sum_of_squares(const float* x, int64_t n) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
+double in_order(f64x8 v) {
+  double lanes[8], total = 0;
+  store(lanes, v);
+  for (double lane : lanes) total += lane;
+  return total;
+}
+
 // The peak goes first: a tiny temperature may then send all but the largest to -infinity, never the largest to NaN.
 template <typename T>
 double exp_all(const T* x, int64_t n, double peak, double temperature, double* weights) {
-  typedef T Eight __attribute__((vector_size(8 * sizeof(T))));
-  const auto scaled = [&](Eight v) { return (__builtin_convertvector(v, f64x8) - peak) / temperature; };
+  const auto weight = [&](const T* eight) { return exp((load_lanes<f64x8>(eight) - peak) / temperature); };
   f64x8 sums = {};
   int64_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    const f64x8 w = exp(scaled(load_as<Eight>(x + i)));
-    __builtin_memcpy(weights + i, &w, sizeof w);
-    sums += w;
+    const f64x8 w = weight(x + i);
+    store(weights + i, w);
+    sums = sums + w;
   }
-  double total = 0;
-  for (int lane = 0; lane < 8; ++lane) total += sums[lane];
+  double total = in_order(sums);
   if (i < n) {
-    Eight rest = {};
-    __builtin_memcpy(&rest, x + i, (n - i) * sizeof(T));
-    const f64x8 w = exp(scaled(rest));
+    T rest[8] = {};
+    __builtin_memcpy(rest, x + i, (n - i) * sizeof(T));
+    const f64x8 w = weight(rest);
     __builtin_memcpy(weights + i, &w, (n - i) * sizeof(double));
     for (; i < n; ++i) total += weights[i];
   }
@@ -108,46 +113,47 @@ void scale(float* x, int64_t n, float factor) {
 Peak peak(const float* x, int64_t n) {
   constexpr float kMax = 3.402823466e+38f, kInfinity = __builtin_inff();
   f32x16 best = broadcast(-kInfinity);
-  i32x16 where = {}, bad = {}, ids = kLaneIds;
+  i32x16 where = {}, bad = {}, ids = lane_ids();
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes, ids += kLanes) {
+  for (; i + kLanes <= n; i += kLanes, ids = ids + static_cast<int32_t>(kLanes)) {
     const f32x16 v = load(x + i);
     const i32x16 better = v > best;
-    best = better ? v : best;
-    where = better ? ids : where;
-    bad |= ~(v <= kMax);
+    best = select(better, v, best);
+    where = select(better, ids, where);
+    bad = bad | ~(v <= kMax);
   }
-  Peak found{-kInfinity, 0, true};
+  Peak found;
+  found.damaged = any(bad);
+  float values[kLanes];
+  int32_t places[kLanes];
+  store(values, best);
+  store(places, where);
   for (int lane = 0; lane < kLanes; ++lane) {
-    found.finite &= bad[lane] == 0;
-    if (best[lane] > found.value || (best[lane] == found.value && where[lane] < found.index)) {
-      found.value = best[lane];
-      found.index = where[lane];
+    if (values[lane] > found.value || (values[lane] == found.value && places[lane] < found.index)) {
+      found.value = values[lane];
+      found.index = places[lane];
     }
   }
   for (; i < n; ++i) {
-    found.finite &= x[i] <= kMax;
+    found.damaged |= !(x[i] <= kMax);
     if (x[i] > found.value) {
       found.value = x[i];
       found.index = static_cast<int32_t>(i);
     }
   }
-  found.finite &= found.value > -kInfinity;
   return found;
 }
 
 double sum_exp(const float* x, int64_t n, double shift) {
   f64x8 sums = {};
   int64_t i = 0;
-  for (; i + 8 <= n; i += 8) sums += exp(__builtin_convertvector(load_as<f32x8>(x + i), f64x8) - shift);
+  for (; i + 8 <= n; i += 8) sums = sums + exp(load_lanes<f64x8>(x + i) - shift);
   if (i < n) {
-    f64x8 rest = f64x8{} - __builtin_inf();
-    for (int64_t j = 0; j < n - i; ++j) rest[j] = static_cast<double>(x[i + j]) - shift;
-    sums += exp(rest);
+    float rest[8];
+    for (int64_t j = 0; j < 8; ++j) rest[j] = i + j < n ? x[i + j] : -__builtin_inff();
+    sums = sums + exp(load_lanes<f64x8>(rest) - shift);
   }
-  double total = 0;
-  for (int lane = 0; lane < 8; ++lane) total += sums[lane];
-  return total;
+  return in_order(sums);
 }
 
 double exp_weights(const float* x, int64_t n, double peak, double temperature, double* weights) {
@@ -169,11 +175,8 @@ int64_t places_at_least(const double* weights, int64_t n, double lowest, int32_t
   int64_t i = 0;
   for (; i + kRun <= n; i += kRun) {
     const double* w = weights + i;
-    const i64x8 found = (load_as<f64x8>(w) >= lowest) | (load_as<f64x8>(w + 8) >= lowest) |
-                        (load_as<f64x8>(w + 16) >= lowest) | (load_as<f64x8>(w + 24) >= lowest);
-    int64_t any = 0;
-    for (int lane = 0; lane < 8; ++lane) any |= found[lane];
-    if (any != 0) look(i, i + kRun);
+    const auto likely = [&](int64_t j) { return load_lanes<f64x8>(w + j) >= lowest; };
+    if (any(likely(0) | likely(8) | likely(16) | likely(24))) look(i, i + kRun);
   }
   look(i, n);
   return count;

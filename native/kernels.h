@@ -57,6 +57,9 @@ struct AttentionTask {
   const int32_t* block_table;
   const float* q;  // the first row
   int64_t ldq;
+  // Rotary tables of the first row's position, to turn queries by, or null; the next row's lie rotary_dim / 2 further.
+  const float *cos, *sin;
+  int32_t rotary_dim;
   float* out;  // the first row
   int64_t ldo;
   int32_t first_position;  // of the first row
@@ -75,11 +78,21 @@ inline int64_t partial_floats(int32_t head_dim) { return padded_dim(head_dim) + 
 // Floats of working memory that `attend` wants for tasks of at most `queries` queries.
 int64_t attention_scratch_floats(int64_t queries, int32_t head_dim);
 
+// The highest of a row of values, or of the part of it that was looked at.
 struct Peak {
-  float value;
-  int32_t index;  // the lowest, on a tie
-  bool finite;    // no NaN and no infinity above, and not -infinity everywhere
+  float value = -__builtin_inff();
+  int32_t index = 0;     // the lowest, on a tie
+  bool damaged = false;  // there is a NaN or an infinity among them
+
+  bool usable() const { return !damaged && value > -__builtin_inff(); }
 };
+
+// Of two parts, the first of which comes first.
+inline Peak higher(const Peak& a, const Peak& b) {
+  Peak both = b.value > a.value ? b : a;
+  both.damaged = a.damaged || b.damaged;
+  return both;
+}
 
 struct Kernels {
   // Runs of `group` features of one row: y = x / rms(x) * weight.

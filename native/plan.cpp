@@ -74,8 +74,8 @@ void Plan::glu_prepare(GluActivation activation, const View& gate, const View& u
 }
 
 void Plan::linear(const Span& x, int linear, int bias, const View* residual, const View& out) {
-  const float* bias_data = bias < 0 ? nullptr : runtime_.vector(bias).data();
-  append(std::make_unique<LinearOp>(x, runtime_.linear(linear), bias_data, residual, runtime_.pool.size(), out));
+  append(std::make_unique<LinearOp>(x, runtime_.linear(linear), vector_or_null(bias), residual, runtime_.pool.size(),
+                                    out));
 }
 
 void Plan::add(const View& a, const View& b, const View& out) { append(std::make_unique<AddOp>(a, b, out)); }
@@ -88,10 +88,13 @@ void Plan::rope(const View& x, int32_t head_dim, int rotation, const View& out) 
   append(std::make_unique<RopeOp>(x, head_dim, runtime_.rotation(rotation), out));
 }
 
-void Plan::attention(const View& q, const View& k, const View& v, int layer, const AttentionShape& shape,
-                     const View& out) {
-  append(std::make_unique<WriteKvOp>(k, v, layer, runtime_.kv_layer(layer), shape));
-  append(std::make_unique<AttentionOp>(q, layer, runtime_.kv_layer(layer), shape, out));
+void Plan::attention(const View& q, int q_rotation, const View& k, int k_rotation, const View& v, int layer,
+                     const AttentionShape& shape, const View& out) {
+  const auto rotation = [&](int i) { return i < 0 ? nullptr : &runtime_.rotation(i); };
+  const KvLayer& kv = runtime_.kv_layer(layer);
+  append(std::make_unique<WriteKvOp>(k, rotation(k_rotation), v, layer, kv, shape));
+  append(std::make_unique<AttentionOp>(q, rotation(q_rotation), layer, kv, shape, out));
+  reserve_scratch(k.features);
   append(std::make_unique<JoinOp>(shape, out));
   // One division of rows serves all layers, so it heeds the layer with the most query heads to a KV head.
   const int32_t rows = std::max(1, kMaxQueries / shape.group());
@@ -103,7 +106,18 @@ void Plan::attention(const View& q, const View& k, const View& v, int layer, con
 
 void Plan::select_rows(const View& x, const View& out) { append(std::make_unique<SelectRowsOp>(x, out)); }
 
-void Plan::sample(const View& logits) { append(std::make_unique<SampleOp>(logits)); }
+void Plan::sample(const View& logits) { append(std::make_unique<SampleOp>(logits, nullptr)); }
+
+void Plan::sample_linear(const Span& x, int linear, int bias, const View& logits) {
+  auto op = std::make_unique<LogitsOp>(x, runtime_.linear(linear), vector_or_null(bias), runtime_.pool.size(), logits);
+  const LogitsOp& source = *op;
+  reserve_scratch(source.scratch_floats(runtime_.limits.max_sampled));
+  peaks_.resize(source.max_chunks() * runtime_.limits.max_sampled);
+  append(std::move(op));
+  append(std::make_unique<SampleOp>(logits, &source));
+}
+
+const float* Plan::vector_or_null(int i) const { return i < 0 ? nullptr : runtime_.vector(i).data(); }
 
 void Plan::ready() {
   scratch_ = Pages(scratch_bytes_ * runtime_.pool.size());
@@ -118,9 +132,10 @@ void Plan::replay(const Step& step, bool timed) {
   if (!counters_) ready();
   schedule_.plan(step, rows_per_chunk_);
   for (size_t i = 0; i < ops_.size(); ++i) counters_[i].next.store(0, std::memory_order_relaxed);
-  const Replay replay{runtime_,        step,           schedule_,    reinterpret_cast<float*>(partials_.data()),
-                      scratch_.data(), scratch_bytes_, specs.data(), outputs.data(),
-                      samplers_.data()};
+  const bool greedy = std::all_of(specs.begin(), specs.end(), [](const SampleSpec& s) { return s.is_greedy(); });
+  const Replay replay{runtime_,         step,           schedule_,    reinterpret_cast<float*>(partials_.data()),
+                      scratch_.data(),  scratch_bytes_, specs.data(), outputs.data(),
+                      samplers_.data(), greedy,         peaks_.data()};
   Walk shared{*this, replay, timed};
   runtime_.pool.run(
       [](void* context, int worker) {

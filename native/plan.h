@@ -60,6 +60,8 @@ struct Replay {
   const SampleSpec* specs;
   const SampleOutput* outputs;
   Sampler* samplers;  // one per worker
+  bool greedy;        // all sampled rows are
+  Peak* peaks;        // of a greedy step's logits: [chunk of columns][max_sampled]
 
   int32_t count(Rows rows) const { return rows == Rows::tokens ? step.num_tokens : step.num_sampled; }
   float* at(const View& view, int64_t row = 0) const {
@@ -109,9 +111,13 @@ class Plan {
   void add(const View& a, const View& b, const View& out);
   void glu(GluActivation activation, const View& gate, const View& up, const View& out);
   void rope(const View& x, int32_t head_dim, int rotation, const View& out);
-  void attention(const View& q, const View& k, const View& v, int layer, const AttentionShape& shape, const View& out);
+  // Rotations: of queries and of keys, to be turned by on the way, or -1.
+  void attention(const View& q, int q_rotation, const View& k, int k_rotation, const View& v, int layer,
+                 const AttentionShape& shape, const View& out);
   void select_rows(const View& x, const View& out);
   void sample(const View& logits);
+  // `linear`, then `sample`; `logits` is written only by steps that need more of it than the highest.
+  void sample_linear(const Span& x, int linear, int bias, const View& logits);
 
   // What the sampled rows of the next replay ask for, and where their results go: one entry each, filled by the caller.
   // They keep their memory from step to step.
@@ -139,7 +145,8 @@ class Plan {
 
   void append(std::unique_ptr<Op> op);
   void reserve_scratch(int64_t floats);  // of each worker
-  void ready();                          // make what replays need, once the ops are known
+  const float* vector_or_null(int i) const;
+  void ready();  // make what replays need, once the ops are known
   void walk(const Replay& replay, int worker, bool timed);
   void run_op(const Replay& replay, size_t i, int64_t chunks, int worker);
 
@@ -152,6 +159,7 @@ class Plan {
   int64_t scratch_bytes_ = 0, partial_floats_ = 0;
   Pages scratch_, partials_;
   std::vector<Sampler> samplers_;
+  std::vector<Peak> peaks_;
   std::array<OpProfile, kNumOpKinds> profile_{};
   int64_t num_barriers_ = 0;
 };

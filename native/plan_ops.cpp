@@ -29,6 +29,13 @@ RowRange row_range(int64_t chunk, int64_t rows, int32_t features) {
   return {chunk * step, std::min(rows, (chunk + 1) * step)};
 }
 
+// One row of heads, turned to its position.
+void turn(const Replay& replay, const View& x, int64_t row, int32_t head_dim, const Rotation& rotation, float* out) {
+  const int64_t angle = int64_t{replay.step.positions[row]} * (rotation.rotary_dim / 2);
+  replay.runtime.kernels.rope(replay.at(x, row), x.features / head_dim, head_dim, rotation.rotary_dim,
+                              rotation.cos.data() + angle, rotation.sin.data() + angle, out);
+}
+
 int64_t chunks_of(const Replay& replay, const View& out) { return row_chunks(replay.count(out.rows), out.features); }
 
 RowRange rows_of(const Replay& replay, const View& out, int64_t chunk) {
@@ -128,8 +135,12 @@ int64_t LinearOp::num_chunks(const Replay& replay) const {
   return replay.count(out.rows) == 0 ? 0 : (linear.out_features + columns_per_chunk - 1) / columns_per_chunk;
 }
 
+LinearOp::Columns LinearOp::columns_of(int64_t chunk) const {
+  return {chunk * columns_per_chunk, std::min((chunk + 1) * columns_per_chunk, linear.out_features)};
+}
+
 void LinearOp::run(const Replay& replay, int64_t chunk, int) const {
-  const int64_t begin = chunk * columns_per_chunk, end = std::min(begin + columns_per_chunk, linear.out_features);
+  const auto [begin, end] = columns_of(chunk);
   const int64_t rows = replay.count(out.rows);
   linear.run(replay.runtime.arena() + x.begin, rows, replay.at(out), out.ld, begin, end);
   for (int64_t row = 0; (bias || residual) && row < rows; ++row) {
@@ -137,6 +148,48 @@ void LinearOp::run(const Replay& replay, int64_t chunk, int) const {
     if (bias) replay.runtime.kernels.add(y, bias + begin, end - begin, y);
     if (residual) replay.runtime.kernels.add(y, replay.at(*residual, row) + begin, end - begin, y);
   }
+}
+
+LogitsOp::LogitsOp(const Span& x_, const Linear& linear_, const float* bias_, int num_workers, const View& out_)
+    : LinearOp(x_, linear_, bias_, nullptr, num_workers, out_) {}
+
+int64_t LogitsOp::columns_at_once(int64_t rows) const {
+  constexpr int64_t kFloats = 32 << 10;
+  return std::clamp(kFloats / rows / linear.column_tile * linear.column_tile, linear.column_tile, columns_per_chunk);
+}
+
+int64_t LogitsOp::scratch_floats(int64_t rows) const {
+  int64_t most = 0;  // few rows make more columns, many rows at least a tile
+  for (int64_t r = 1; r <= rows; ++r) most = std::max(most, r * columns_at_once(r));
+  return most;
+}
+
+void LogitsOp::run(const Replay& replay, int64_t chunk, int worker) const {
+  if (!replay.greedy) return LinearOp::run(replay, chunk, worker);
+  const Kernels& kernels = replay.runtime.kernels;
+  const auto [begin, end] = columns_of(chunk);
+  const int64_t rows = replay.count(out.rows), step = columns_at_once(rows);
+  Peak* peaks = replay.peaks + chunk * replay.runtime.limits.max_sampled;
+  std::fill_n(peaks, rows, Peak{});
+  float* y = replay.scratch(worker);
+  for (int64_t n = begin; n < end; n += step) {
+    const int64_t count = std::min(step, end - n);
+    linear.run(replay.runtime.arena() + x.begin, rows, y - n, step, n, n + count);
+    for (int64_t row = 0; row < rows; ++row) {
+      float* logits = y + row * step;
+      if (bias) kernels.add(logits, bias + n, count, logits);
+      Peak found = kernels.peak(logits, count);
+      found.index += static_cast<int32_t>(n);
+      peaks[row] = higher(peaks[row], found);
+    }
+  }
+}
+
+Peak LogitsOp::peak(const Replay& replay, int64_t row) const {
+  Peak found;
+  for (int64_t chunk = 0; chunk < max_chunks(); ++chunk)
+    found = higher(found, replay.peaks[chunk * replay.runtime.limits.max_sampled + row]);
+  return found;
 }
 
 AddOp::AddOp(const View& a_, const View& b_, const View& out_) : Op(OpKind::add), a(a_), b(b_), out(out_) {
@@ -166,14 +219,8 @@ void GluOp::run(const Replay& replay, int64_t chunk, int) const {
   }
 }
 
-RopeOp::RopeOp(const View& x_, int32_t head_dim_, const Rotation& rotation, const View& out_)
-    : Op(OpKind::rope),
-      x(x_),
-      head_dim(head_dim_),
-      cos(rotation.cos.data()),
-      sin(rotation.sin.data()),
-      rotary_dim(rotation.rotary_dim),
-      out(out_) {
+RopeOp::RopeOp(const View& x_, int32_t head_dim_, const Rotation& rotation_, const View& out_)
+    : Op(OpKind::rope), x(x_), head_dim(head_dim_), rotation(rotation_), out(out_) {
   touches = {reads(x), writes(out)};
 }
 
@@ -181,34 +228,36 @@ int64_t RopeOp::num_chunks(const Replay& replay) const { return chunks_of(replay
 
 void RopeOp::run(const Replay& replay, int64_t chunk, int) const {
   const auto [begin, end] = rows_of(replay, out, chunk);
-  for (int64_t row = begin; row < end; ++row) {
-    const int64_t angle = int64_t{replay.step.positions[row]} * (rotary_dim / 2);
-    replay.runtime.kernels.rope(replay.at(x, row), out.features / head_dim, head_dim, rotary_dim, cos + angle,
-                                sin + angle, replay.at(out, row));
-  }
+  for (int64_t row = begin; row < end; ++row) turn(replay, x, row, head_dim, rotation, replay.at(out, row));
 }
 
-WriteKvOp::WriteKvOp(const View& k_, const View& v_, int index, const KvLayer& layer_, const AttentionShape& shape_)
-    : Op(OpKind::write_kv), k(k_), v(v_), layer(layer_), shape(shape_) {
+WriteKvOp::WriteKvOp(const View& k_, const Rotation* rotation_, const View& v_, int index, const KvLayer& layer_,
+                     const AttentionShape& shape_)
+    : Op(OpKind::write_kv), k(k_), rotation(rotation_), v(v_), layer(layer_), shape(shape_) {
   touches = {reads(k), reads(v), touches_kv(index, true)};
 }
 
 int64_t WriteKvOp::num_chunks(const Replay& replay) const { return row_chunks(replay.step.num_tokens, 4 * k.features); }
 
-void WriteKvOp::run(const Replay& replay, int64_t chunk, int) const {
+void WriteKvOp::run(const Replay& replay, int64_t chunk, int worker) const {
   const Step& step = replay.step;
   const auto [begin, end] = row_range(chunk, step.num_tokens, 4 * k.features);
   for (int64_t row = begin; row < end; ++row) {
     const int32_t* table = step.block_tables + int64_t{replay.schedule.sequence_of(row)} * step.table_width;
     const int32_t position = step.positions[row];
-    replay.runtime.kernels.write_kv(shape, layer, table[position / shape.block_size], position % shape.block_size,
-                                    replay.at(k, row), replay.at(v, row));
+    const float* keys = replay.at(k, row);
+    if (rotation) {
+      turn(replay, k, row, shape.head_dim, *rotation, replay.scratch(worker));
+      keys = replay.scratch(worker);
+    }
+    replay.runtime.kernels.write_kv(shape, layer, table[position / shape.block_size], position % shape.block_size, keys,
+                                    replay.at(v, row));
   }
 }
 
-AttentionOp::AttentionOp(const View& q_, int index, const KvLayer& layer_, const AttentionShape& shape_,
-                         const View& out_)
-    : Op(OpKind::attention), q(q_), layer(layer_), shape(shape_), out(out_) {
+AttentionOp::AttentionOp(const View& q_, const Rotation* rotation_, int index, const KvLayer& layer_,
+                         const AttentionShape& shape_, const View& out_)
+    : Op(OpKind::attention), q(q_), rotation(rotation_), layer(layer_), shape(shape_), out(out_) {
   touches = {reads(q), touches_kv(index, false), touches_partials(true), writes(out)};
 }
 
@@ -224,12 +273,17 @@ void AttentionOp::run(const Replay& replay, int64_t chunk, int worker) const {
     partial = replay.partials + (int64_t{part.partial} * shape.num_heads + int64_t{kv_head} * shape.group()) *
                                     partial_floats(shape.head_dim);
   }
+  const int32_t position = replay.step.positions[part.row];
+  const int64_t angle = rotation ? int64_t{position} * (rotation->rotary_dim / 2) : 0;
   const AttentionTask task{replay.step.block_tables + int64_t{part.seq} * replay.step.table_width,
                            replay.at(q, part.row),
                            q.ld,
+                           rotation ? rotation->cos.data() + angle : nullptr,
+                           rotation ? rotation->sin.data() + angle : nullptr,
+                           rotation ? rotation->rotary_dim : 0,
                            replay.at(out, part.row),
                            out.ld,
-                           replay.step.positions[part.row],
+                           position,
                            part.num_rows,
                            kv_head,
                            part.split_begin,
@@ -270,11 +324,15 @@ void SelectRowsOp::run(const Replay& replay, int64_t chunk, int) const {
   }
 }
 
-SampleOp::SampleOp(const View& logits_) : Op(OpKind::sample), logits(logits_) { touches = {reads(logits)}; }
+SampleOp::SampleOp(const View& logits_, const LogitsOp* source_)
+    : Op(OpKind::sample), logits(logits_), source(source_) {
+  touches = {reads(logits)};
+}
 
 int64_t SampleOp::num_chunks(const Replay& replay) const { return replay.step.num_sampled; }
 
 void SampleOp::run(const Replay& replay, int64_t chunk, int worker) const {
+  if (source && replay.greedy) return Sampler::choose(source->peak(replay, chunk), replay.outputs[chunk]);
   replay.samplers[worker].sample(replay.at(logits, chunk), replay.specs[chunk], replay.outputs[chunk]);
 }
 

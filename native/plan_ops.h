@@ -56,7 +56,12 @@ struct GluPrepareOp final : PrepareOp {
   View up;
 };
 
-struct LinearOp final : Op {
+struct LinearOp : Op {
+  // The columns of a chunk.
+  struct Columns {
+    int64_t begin, end;
+  };
+
   LinearOp(const Span& x, const Linear& linear, const float* bias, const View* residual, int num_workers,
            const View& out);
   int64_t num_chunks(const Replay& replay) const override;
@@ -67,6 +72,9 @@ struct LinearOp final : Op {
   std::optional<View> residual;
   int64_t columns_per_chunk;
   View out;
+
+ protected:
+  Columns columns_of(int64_t chunk) const;
 };
 
 struct AddOp final : Op {
@@ -90,25 +98,31 @@ struct RopeOp final : Op {
   void run(const Replay& replay, int64_t chunk, int worker) const override;
   View x;
   int32_t head_dim;
-  const float *cos, *sin;
-  int32_t rotary_dim;
+  const Rotation& rotation;
   View out;
 };
 
+// Keys are turned to their positions on the way, if there is a rotation.
 struct WriteKvOp final : Op {
-  WriteKvOp(const View& k, const View& v, int index, const KvLayer& layer, const AttentionShape& shape);
+  WriteKvOp(const View& k, const Rotation* rotation, const View& v, int index, const KvLayer& layer,
+            const AttentionShape& shape);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
-  View k, v;
+  View k;
+  const Rotation* rotation;
+  View v;
   KvLayer layer;
   AttentionShape shape;
 };
 
+// Queries are turned to their positions on the way, if there is a rotation.
 struct AttentionOp final : Op {
-  AttentionOp(const View& q, int index, const KvLayer& layer, const AttentionShape& shape, const View& out);
+  AttentionOp(const View& q, const Rotation* rotation, int index, const KvLayer& layer, const AttentionShape& shape,
+              const View& out);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
   View q;
+  const Rotation* rotation;
   KvLayer layer;
   AttentionShape shape;
   View out;
@@ -130,11 +144,28 @@ struct SelectRowsOp final : Op {
   View x, out;
 };
 
+// The linear that makes logits. Of a greedy step it writes none: its chunks leave the peaks of their columns.
+struct LogitsOp final : LinearOp {
+  LogitsOp(const Span& x, const Linear& linear, const float* bias, int num_workers, const View& out);
+  void run(const Replay& replay, int64_t chunk, int worker) const override;
+  // The highest logit of a row of a greedy step.
+  Peak peak(const Replay& replay, int64_t row) const;
+  // Floats of scratch, for steps of at most `rows` rows.
+  int64_t scratch_floats(int64_t rows) const;
+  int64_t max_chunks() const { return (linear.out_features + columns_per_chunk - 1) / columns_per_chunk; }
+
+ private:
+  // Of logits made at a time: as many as stay in L1 and L2, and at least a tile.
+  int64_t columns_at_once(int64_t rows) const;
+};
+
 struct SampleOp final : Op {
-  explicit SampleOp(const View& logits);
+  // `source`: what makes the logits, if it leaves peaks, or null.
+  SampleOp(const View& logits, const LogitsOp* source);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
   View logits;
+  const LogitsOp* source;
 };
 
 }  // namespace headrace

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -120,7 +121,7 @@ class Runtime {
   std::vector<Pages> packed_;  // one for each call of `pack`
   std::vector<Table> tables_;
   std::vector<std::vector<float>> vectors_;
-  std::vector<Rotation> rotations_;
+  std::deque<Rotation> rotations_;
   Pages kv_pages_;
   std::vector<KvLayer> kv_layers_;
   Pages arena_;

@@ -33,10 +33,15 @@ Sampler::Sampler(const Kernels& kernels, int32_t vocab_size)
       candidates_(vocab_size),
       counts_(vocab_size) {}
 
+void Sampler::choose(const Peak& peak, const SampleOutput& out) {
+  *out.status = peak.usable() ? SampleStatus::ok : SampleStatus::raw_not_finite;
+  if (peak.usable()) *out.token = peak.index;
+}
+
 void Sampler::sample(const float* logits, const SampleSpec& spec, const SampleOutput& out) {
   const Peak peak = kernels_.peak(logits, vocab_size_);
-  *out.status = peak.finite ? SampleStatus::ok : SampleStatus::raw_not_finite;
-  if (!peak.finite) return;
+  choose(peak, out);
+  if (*out.status != SampleStatus::ok) return;
   int32_t token = peak.index;
   if (spec.is_processed()) {
     token = process(logits, spec);

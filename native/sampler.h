@@ -23,6 +23,8 @@ struct SampleSpec {
   Ids bias_ids, banned, prompt, output;
   const double* bias;
 
+  // Whether the place of the highest logit is all that is asked for.
+  bool is_greedy() const { return temperature == 0.0 && logprobs < 0 && !is_processed(); }
   bool is_processed() const {
     return bias_ids.size > 0 || banned.size > 0 || repetition != 1.0 || presence != 0.0 || frequency != 0.0;
   }
@@ -50,6 +52,9 @@ class Sampler {
 
   // Ids in the spec must be below the vocabulary's size.
   void sample(const float* logits, const SampleSpec& spec, const SampleOutput& out);
+
+  // The same of a row whose spec is greedy and whose highest logit is known.
+  static void choose(const Peak& peak, const SampleOutput& out);
 
  private:
   struct Candidate {

@@ -1,9 +1,13 @@
-// Sixteen floats at a time in the compilers' generic vectors (GCC, Clang): one instruction with AVX-512, two with AVX2,
-// four with SSE2 or NEON. Included by `*_kernels.cpp` only, which are compiled once per instruction set: everything
-// here has internal linkage, so that no instruction set's copy can stand in for another's.
+// Sixteen floats or integers, or eight doubles, at a time: one register with AVX-512, two with AVX2, four with SSE2 or
+// NEON. Included by `*_kernels.cpp` only, which are compiled once per instruction set: everything here has internal
+// linkage, so that no instruction set's copy can stand in for another's.
+//
+// A register is one of the compilers' generic vectors (GCC, Clang). Several are `Two` halves, each with a name: generic
+// vectors longer than a register, and arrays in their place, GCC keeps in memory.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #ifdef __AVX2__
 #include <immintrin.h>
@@ -14,55 +18,171 @@ namespace {
 
 #define HEADRACE_INLINE inline __attribute__((always_inline, unused))
 
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-typedef int8_t i8x16 __attribute__((vector_size(16)));
-typedef double f64x8 __attribute__((vector_size(64)));
-typedef int64_t i64x8 __attribute__((vector_size(64)));
-typedef float f32x8 __attribute__((vector_size(32)));
-typedef float f32x4 __attribute__((vector_size(16)));
+#if defined(__AVX512F__)
+constexpr int kRegisterBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kRegisterBytes = 32;
+#else
+constexpr int kRegisterBytes = 16;
+#endif
+
+template <typename Half>
+struct Two {
+  Half a, b;
+};
+
+template <typename T, int N>
+struct LanesOf {
+  using type = Two<typename LanesOf<T, N / 2>::type>;
+};
+template <typename T, int N>
+  requires(N * sizeof(T) <= kRegisterBytes)
+struct LanesOf<T, N> {
+  typedef T type __attribute__((vector_size(N * sizeof(T))));
+};
+template <typename T, int N>
+using Lanes = typename LanesOf<T, N>::type;
+
+using f32x16 = Lanes<float, 16>;
+using i32x16 = Lanes<int32_t, 16>;
+using f64x8 = Lanes<double, 8>;
+using i64x8 = Lanes<int64_t, 8>;
 
 constexpr int64_t kLanes = 16;
-constexpr i32x16 kLaneIds = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-template <typename Vector, typename T>
-HEADRACE_INLINE Vector load_as(const T* p) {
-  Vector v;
-  __builtin_memcpy(&v, p, sizeof v);
-  return v;
+template <typename V>
+constexpr bool is_two = false;
+template <typename Half>
+constexpr bool is_two<Two<Half>> = true;
+
+#define HEADRACE_OPERATOR(op)                                  \
+  template <typename Half>                                     \
+  HEADRACE_INLINE auto operator op(Two<Half> x, Two<Half> y) { \
+    return Two<decltype(x.a op y.a)>{x.a op y.a, x.b op y.b};  \
+  }                                                            \
+  template <typename Half, typename Scalar>                    \
+    requires std::is_arithmetic_v<Scalar>                      \
+  HEADRACE_INLINE auto operator op(Two<Half> x, Scalar y) {    \
+    return Two<decltype(x.a op y)>{x.a op y, x.b op y};        \
+  }
+HEADRACE_OPERATOR(+)
+HEADRACE_OPERATOR(-)
+HEADRACE_OPERATOR(*)
+HEADRACE_OPERATOR(/)
+HEADRACE_OPERATOR(&)
+HEADRACE_OPERATOR(|)
+HEADRACE_OPERATOR(<<)
+HEADRACE_OPERATOR(<)
+HEADRACE_OPERATOR(<=)
+HEADRACE_OPERATOR(>)
+HEADRACE_OPERATOR(>=)
+HEADRACE_OPERATOR(==)
+#undef HEADRACE_OPERATOR
+
+template <typename Half>
+HEADRACE_INLINE Two<Half> operator-(Two<Half> x) {
+  return {-x.a, -x.b};
 }
 
-HEADRACE_INLINE f32x16 load(const float* p) { return load_as<f32x16>(p); }
+template <typename Half>
+HEADRACE_INLINE Two<Half> operator~(Two<Half> x) {
+  return {~x.a, ~x.b};
+}
 
-// bf16 is the upper half of an f32. (Of the generic widening GCC makes six instructions where the machine has one.)
-HEADRACE_INLINE f32x16 load(const uint16_t* p) {
+template <typename V>
+struct LaneType {
+  using type = std::remove_cvref_t<decltype(V{}[0])>;
+};
+template <typename Half>
+struct LaneType<Two<Half>> : LaneType<Half> {};
+template <typename V>
+using Lane = typename LaneType<V>::type;
+
+// x where the mask's lane is set, y elsewhere.
+template <typename Mask, typename V>
+HEADRACE_INLINE V select(Mask mask, V x, V y) {
+  if constexpr (is_two<V>) {
+    return {select(mask.a, x.a, y.a), select(mask.b, x.b, y.b)};
+  } else {
+    return mask ? x : y;
+  }
+}
+
+// The same bits as lanes of another type.
+template <typename To, typename From>
+HEADRACE_INLINE To bits_as(From x) {
+  if constexpr (is_two<To>) {
+    return {bits_as<decltype(To::a)>(x.a), bits_as<decltype(To::b)>(x.b)};
+  } else {
+    return (To)x;
+  }
+}
+
+template <typename V, typename T>
+HEADRACE_INLINE V spread(T x) {
+  if constexpr (is_two<V>) {
+    const auto half = spread<decltype(V::a)>(x);
+    return {half, half};
+  } else {
+    return x - V{};  // x, bit for bit, which compilers know; V{} + x is not where x is -0
+  }
+}
+
+template <typename Register, typename T>
+HEADRACE_INLINE Register load_register(const T* p) {
+  typedef T Stored __attribute__((vector_size(sizeof(Register) / sizeof(Lane<Register>) * sizeof(T))));
+  Stored stored;
+  __builtin_memcpy(&stored, p, sizeof stored);
+  return __builtin_convertvector(stored, Register);
+}
+
+// bf16 is the upper half of an f32. (Of the generic widenings GCC makes several instructions where there is one.)
+template <typename Register>
+HEADRACE_INLINE Register load_register(const uint16_t* p) {
 #if defined(__AVX512F__)
-  return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32(load_as<__m256i>(p)), 16);
+  return (Register)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16);
 #elif defined(__AVX2__)
-  const __m256i low = _mm256_cvtepu16_epi32(load_as<__m128i>(p)), high = _mm256_cvtepu16_epi32(load_as<__m128i>(p + 8));
-  return __builtin_shufflevector((f32x8)_mm256_slli_epi32(low, 16), (f32x8)_mm256_slli_epi32(high, 16), 0, 1, 2, 3, 4,
-                                 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  return (Register)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
 #else
-  return (f32x16)(__builtin_convertvector(load_as<u16x16>(p), u32x16) << 16);
+  return bits_as<Register>(load_register<Lanes<uint32_t, 4>, uint16_t>(p) << 16);
 #endif
 }
 
-HEADRACE_INLINE f32x16 load(const int8_t* p) {
-#if defined(__AVX512F__)
-  return (f32x16)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_as<__m128i>(p)));
-#elif defined(__AVX2__)
-  const __m256i low = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p));
-  const __m256i high = _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8)));
-  return __builtin_shufflevector((f32x8)_mm256_cvtepi32_ps(low), (f32x8)_mm256_cvtepi32_ps(high), 0, 1, 2, 3, 4, 5, 6,
-                                 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#ifdef __AVX2__
+template <typename Register>
+HEADRACE_INLINE Register load_register(const int8_t* p) {
+#ifdef __AVX512F__
+  return (Register)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 #else
-  return __builtin_convertvector(load_as<i8x16>(p), f32x16);
+  return (Register)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 #endif
 }
+#endif
 
-HEADRACE_INLINE void store(float* p, f32x16 v) { __builtin_memcpy(p, &v, sizeof v); }
+// As many values as V has lanes, converted to its type.
+template <typename V, typename T>
+HEADRACE_INLINE V load_lanes(const T* p) {
+  if constexpr (is_two<V>) {
+    return {load_lanes<decltype(V::a)>(p), load_lanes<decltype(V::b)>(p + sizeof(V) / 2 / sizeof(Lane<V>))};
+  } else {
+    return load_register<V>(p);
+  }
+}
+
+template <typename T>
+HEADRACE_INLINE f32x16 load(const T* p) {
+  return load_lanes<f32x16>(p);
+}
+
+template <typename V>
+HEADRACE_INLINE void store(Lane<V>* p, V v) {
+  if constexpr (is_two<V>) {
+    store(p, v.a);
+    store(p + sizeof(V) / 2 / sizeof(Lane<V>), v.b);
+  } else {
+    __builtin_memcpy(p, &v, sizeof v);
+  }
+}
 
 // The first n < 16 values; zeros after them.
 HEADRACE_INLINE f32x16 load_part(const float* p, int64_t n) {
@@ -73,40 +193,71 @@ HEADRACE_INLINE f32x16 load_part(const float* p, int64_t n) {
 
 HEADRACE_INLINE void store_part(float* p, f32x16 v, int64_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
 
-// x - 0 is x, bit for bit, which compilers know; 0 + x is not where x is -0.
-HEADRACE_INLINE f32x16 broadcast(float x) { return x - f32x16{}; }
+HEADRACE_INLINE f32x16 broadcast(float x) { return spread<f32x16>(x); }
+
+HEADRACE_INLINE i32x16 lane_ids() {
+  constexpr int32_t kIds[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load_lanes<i32x16>(kIds);
+}
 
 // b where either is no number. (Of the generic form GCC makes a comparison and a blend.)
-HEADRACE_INLINE f32x16 max(f32x16 a, f32x16 b) {
+template <typename V>
+HEADRACE_INLINE V max(V a, V b) {
+  if constexpr (is_two<V>) {
+    return {max(a.a, b.a), max(a.b, b.b)};
+  } else {
 #if defined(__AVX512F__)
-  return (f32x16)_mm512_max_ps((__m512)a, (__m512)b);
+    return (V)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+    return (V)_mm256_max_ps((__m256)a, (__m256)b);
 #else
-  return a > b ? a : b;
+    return a > b ? a : b;
 #endif
+  }
 }
 
 // Reduce lanes in one fixed order on every machine: halves onto each other.
-template <typename Combine>
-HEADRACE_INLINE float reduce(f32x16 v, Combine combine) {
-  const f32x8 a = combine(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
-                          __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
-  const f32x4 b = combine(__builtin_shufflevector(a, a, 0, 1, 2, 3), __builtin_shufflevector(a, a, 4, 5, 6, 7));
-  const f32x4 c = combine(b, __builtin_shufflevector(b, b, 2, 3, 2, 3));
-  return combine(c, __builtin_shufflevector(c, c, 1, 1, 1, 1))[0];
+template <typename V, typename Combine>
+HEADRACE_INLINE float reduce(V v, Combine combine) {
+  if constexpr (is_two<V>) {
+    return reduce(combine(v.a, v.b), combine);
+  } else if constexpr (sizeof(V) == 64) {
+    return reduce(combine(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7),
+                          __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)),
+                  combine);
+  } else if constexpr (sizeof(V) == 32) {
+    return reduce(combine(__builtin_shufflevector(v, v, 0, 1, 2, 3), __builtin_shufflevector(v, v, 4, 5, 6, 7)),
+                  combine);
+  } else {
+    const V two = combine(v, __builtin_shufflevector(v, v, 2, 3, 2, 3));
+    return combine(two, __builtin_shufflevector(two, two, 1, 1, 1, 1))[0];
+  }
 }
 
 HEADRACE_INLINE float sum(f32x16 v) {
   return reduce(v, [](auto a, auto b) { return a + b; });
 }
 HEADRACE_INLINE float max(f32x16 v) {
-  return reduce(v, [](auto a, auto b) { return a > b ? a : b; });
+  return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
+}
+
+template <typename V>
+HEADRACE_INLINE bool any(V mask) {
+  if constexpr (is_two<V>) {
+    return any(mask.a | mask.b);
+  } else {
+    Lane<V> found = 0;
+    for (size_t lane = 0; lane < sizeof(V) / sizeof(Lane<V>); ++lane) found |= mask[lane];
+    return found != 0;
+  }
 }
 
 // e^x to 2 ulp. Below -87.3 it is 0 (so e^-inf is); above 88 it stays at e^88. The polynomial is Cephes' expf.
 HEADRACE_INLINE f32x16 exp(f32x16 x) {
   constexpr float kLowest = -87.3f, kHighest = 88.0f;
   constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-  const f32x16 clamped = x > kHighest ? broadcast(kHighest) : (x < kLowest ? broadcast(kLowest) : x);
+  const f32x16 from_below = select(x < kLowest, broadcast(kLowest), x);
+  const f32x16 clamped = select(x > kHighest, broadcast(kHighest), from_below);
   const f32x16 rounded = clamped * 1.44269504088896341f + kRound;
   const f32x16 n = rounded - kRound;
   f32x16 r = clamped - n * 0.693359375f;
@@ -117,9 +268,8 @@ HEADRACE_INLINE f32x16 exp(f32x16 x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const i32x16 exponent = ((i32x16)rounded - 0x4B400000 + 127) << 23;
-  const f32x16 y = p * (f32x16)exponent;
-  return x < kLowest ? f32x16{} : y;
+  const i32x16 exponent = (bits_as<i32x16>(rounded) - 0x4B400000 + 127) << 23;
+  return select(x < kLowest, f32x16{}, p * bits_as<f32x16>(exponent));
 }
 
 // 2^x to 2 ulp, for x <= 0; exactly 1 at 0. Below -127 it is 0 (so 2^-inf is); a NaN stays one. The polynomial is the
@@ -134,7 +284,7 @@ HEADRACE_INLINE f32x16 exp2(f32x16 x) {
   p = p * r + 0.24022242f;
   p = p * r + 0.693147f;
   p = p * r + 1.0f;
-  return p * (f32x16)((i32x16)rounded << 23);
+  return p * bits_as<f32x16>(bits_as<i32x16>(rounded) << 23);
 }
 
 // e^x to about 1 ulp, for x <= 0. Below -708 it is 0. Taylor's series to r^13, |r| <= ln(2) / 2.
@@ -144,16 +294,16 @@ HEADRACE_INLINE f64x8 exp(f64x8 x) {
   constexpr double kSeries[] = {
       1.0,        1.0,         1.0 / 2,      1.0 / 6,       1.0 / 24,       1.0 / 120,       1.0 / 720,
       1.0 / 5040, 1.0 / 40320, 1.0 / 362880, 1.0 / 3628800, 1.0 / 39916800, 1.0 / 479001600, 1.0 / 6227020800};
-  const f64x8 clamped = x < kLowest ? f64x8{} + kLowest : x;
+  const f64x8 clamped = select(x < kLowest, spread<f64x8>(kLowest), x);
   const f64x8 rounded = clamped * 1.4426950408889634074 + kRound;
   const f64x8 n = rounded - kRound;
   f64x8 r = clamped - n * 6.93147180369123816490e-01;
   r = r - n * 1.90821492927058770002e-10;
-  f64x8 p = f64x8{} + kSeries[13];
+  f64x8 p = spread<f64x8>(kSeries[13]);
 #pragma GCC unroll 16
   for (int i = 12; i >= 0; --i) p = p * r + kSeries[i];
-  const i64x8 exponent = ((i64x8)rounded - 0x4338000000000000 + 1023) << 52;
-  return x < kLowest ? f64x8{} : p * (f64x8)exponent;
+  const i64x8 exponent = (bits_as<i64x8>(rounded) - int64_t{0x4338000000000000} + int64_t{1023}) << 52;
+  return select(x < kLowest, f64x8{}, p * bits_as<f64x8>(exponent));
 }
 
 // To bf16, to nearest, ties to even; a NaN stays one.

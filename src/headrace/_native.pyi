@@ -99,7 +99,9 @@ class Plan:
     def attention(
         self,
         q: View,
+        q_rotation: int,
         k: View,
+        k_rotation: int,
         v: View,
         out: View,
         layer: int,
@@ -111,6 +113,7 @@ class Plan:
     ) -> None: ...
     def select_rows(self, x: View, out: View) -> None: ...
     def sample(self, logits: View) -> None: ...
+    def sample_linear(self, begin: int, end: int, linear: int, bias: int, logits: View) -> None: ...
     def replay(
         self,
         token_ids: Int32,

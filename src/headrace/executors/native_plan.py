@@ -2,7 +2,8 @@
 
 Slices are views of what they slice. A value's bytes are given to later values once nothing reads it any more. Values
 that one op alone reads, and nobody taps, are never written out: norms and gated units go straight into what the next
-linear reads, and a residual is added where the linear before it leaves its columns. The arithmetic is the same.
+linear reads, a residual is added where the linear before it leaves its columns, queries and keys are turned when
+attention takes them, and of logits only the highest is kept where that is all a step needs. The arithmetic is the same.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -71,6 +72,7 @@ class _Lowering:
     """Instructions for a graph's nodes in order.
 
     `values` holds the outputs that exist as rows of floats; `converted` those that exist only as linears read them.
+    `rotations` holds what attention has still to turn outputs by: their `values` are not turned yet.
     """
 
     graph: Graph
@@ -82,6 +84,7 @@ class _Lowering:
     consumers: dict[str, list[Node]] = field(default_factory=dict)
     values: dict[str, Columns] = field(default_factory=dict)
     converted: dict[str, Buffer] = field(default_factory=dict)
+    rotations: dict[str, int] = field(default_factory=dict)
     prepared: dict[tuple[int, int, int, tuple[int, ...]], Buffer] = field(default_factory=dict)
     instructions: list[Instruction] = field(default_factory=list)
 
@@ -101,9 +104,33 @@ class _Lowering:
             for name in node.inputs:
                 self.consumers.setdefault(name, []).append(node)
         for node in self.graph.nodes:
-            rules[node.op](node)
-        logits = self.values[self.graph.output]
-        self._append((logits,), (), lambda plan: plan.sample(logits.view()))
+            if not self._makes_logits_only(node):
+                rules[node.op](node)
+        self._sample(self.graph.node(self.graph.output))
+
+    def _makes_logits_only(self, node: Node) -> bool:
+        """Whether the node is a linear whose output only sampling reads."""
+        return (
+            self.fuse
+            and node.name == self.graph.output
+            and node.name not in self.taps
+            and node.op == "linear"
+            and node.integer("parts") == 1
+            and node.name not in self.consumers
+        )
+
+    def _sample(self, node: Node) -> None:
+        if not self._makes_logits_only(node):
+            logits = self.values[node.name]
+            self._append((logits,), (), lambda plan: plan.sample(logits.view()))
+            return
+        linear, bias = self.weights.linear(node.params[0]), self._bias(node, 0)
+        prepared, out = self._prepared(linear, node.inputs[0]), self._output(node)
+
+        def emit(plan: Plan) -> None:
+            plan.sample_linear(*_span(prepared), linear, bias, out.view())
+
+        self.instructions.append(Instruction((prepared,), (out.buffer,), emit))
 
     def _append(self, reads: Iterable[Columns], writes: Iterable[Columns], emit: Callable[[Plan], None]) -> None:
         self.instructions.append(
@@ -143,20 +170,22 @@ class _Lowering:
             residual = self.values[next(name for name in sum_node.inputs if name != node.name)]
         out, start = self._output(target), 0
         for i, name in enumerate(node.params[:parts]):
-            linear = self.weights.linear(name)
-            bias = self.weights.vector(node.params[parts + i]) if node.attrs["bias"] else -1
+            linear, bias = self.weights.linear(name), self._bias(node, i)
             size = self.graph.params[name].shape[0]
             self._one_linear(linear, bias, node.inputs[0], residual, out.part(start, size))
             start += size
 
     def _one_linear(self, linear: int, bias: int, source: str, residual: Columns | None, out: Columns) -> None:
-        prepared = self.converted.get(source) or self._prepare(linear, self.values[source])
+        prepared = self._prepared(linear, source)
         reads = (prepared,) if residual is None else (prepared, residual.buffer)
 
         def emit(plan: Plan) -> None:
             plan.linear(*_span(prepared), linear, bias, None if residual is None else residual.view(), out.view())
 
         self.instructions.append(Instruction(reads, (out.buffer,), emit))
+
+    def _bias(self, node: Node, part: int) -> int:
+        return self.weights.vector(node.params[node.integer("parts") + part]) if node.attrs["bias"] else -1
 
     def _only_reader(self, node: Node) -> int | None:
         """A linear that stands for all readers of the node, if they are linears and want the same form of it."""
@@ -165,6 +194,12 @@ class _Lowering:
             return None
         linears = [self.weights.linear(name) for reader in readers for name in reader.params[: reader.integer("parts")]]
         return linears[0] if len({self.runtime.input_form(linear) for linear in linears}) == 1 else None
+
+    def _is_turned_by_attention(self, node: Node) -> bool:
+        readers = self.consumers.get(node.name, []) if self.fuse else []
+        if node.name in self.taps or len(readers) != 1:
+            return False
+        return readers[0].op == "attention" and node.name in readers[0].inputs[:2]
 
     def _residual_sum(self, node: Node) -> Node | None:
         """The addition that alone reads this linear, if what it adds is there already."""
@@ -182,8 +217,11 @@ class _Lowering:
     def _append_conversion(self, reads: Iterable[Columns], made: Buffer, emit: Callable[[Plan], None]) -> None:
         self.instructions.append(Instruction(tuple(value.buffer for value in reads), (made,), emit))
 
-    def _prepare(self, linear: int, x: Columns) -> Buffer:
+    def _prepared(self, linear: int, source: str) -> Buffer:
         """The input converted to the form that the kernel wants; made once for all linears that want the same."""
+        if source in self.converted:
+            return self.converted[source]
+        x = self.values[source]
         key = (id(x.buffer), x.start, x.features, self.runtime.input_form(linear))
         if key not in self.prepared:
             made = Buffer(_round_up(self.runtime.prepared_bytes(linear, self.max_rows[x.rows]), ALIGNMENT))
@@ -217,18 +255,22 @@ class _Lowering:
         self._append((gate, up), (out,), lambda plan: plan.glu(activation, gate.view(), up.view(), out.view()))
 
     def _rope(self, node: Node) -> None:
-        (x,), out = self._inputs(node), self._output(node)
         head_dim, rotation = node.integer("head_dim"), self.weights.rotation(node.rope())
+        if self._is_turned_by_attention(node):
+            self.values[node.name], self.rotations[node.name] = self.values[node.inputs[0]], rotation
+            return
+        (x,), out = self._inputs(node), self._output(node)
         self._append((x,), (out,), lambda plan: plan.rope(x.view(), head_dim, rotation, out.view()))
 
     def _attention(self, node: Node) -> None:
         (q, k, v), out = self._inputs(node), self._output(node)
         layer, window, scale = node.integer("layer"), node.integer("window"), node.number("scale")
         heads, kv_heads, dim = node.integer("num_heads"), node.integer("num_kv_heads"), node.integer("head_dim")
+        q_rotation, k_rotation = (self.rotations.get(name, -1) for name in node.inputs[:2])
 
         def emit(plan: Plan) -> None:
-            views = (q.view(), k.view(), v.view(), out.view())
-            plan.attention(*views, layer, heads, kv_heads, dim, window, scale)
+            turned = (q.view(), q_rotation, k.view(), k_rotation)
+            plan.attention(*turned, v.view(), out.view(), layer, heads, kv_heads, dim, window, scale)
 
         self._append((q, k, v), (out,), emit)
 
