@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from headrace.numerics.formats import FORMATS
+from headrace.numerics.formats import FORMATS, format_named
 from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
 from headrace.numerics.tensor import RawTensor
 
@@ -55,6 +55,13 @@ def random_tensor(format_name: str, shape: tuple[int, ...], seed: int = 0) -> Ra
         scales = rng.normal(scale=1e-2, size=len(blocks)).astype(np.float16)
         blocks[:, offset : offset + 2] = scales[:, None].view(np.uint8)
     return RawTensor(number_format, shape, data)
+
+
+def part(format_name: str, array: np.ndarray[Any, Any]) -> RawTensor:
+    """An array of a plain or a part's format (codes as their bytes), as it is stored."""
+    stored = format_named(format_name)
+    row_bytes = stored.row_bytes(array.shape[-1] if array.ndim else 1)
+    return RawTensor(stored, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8).reshape(-1, row_bytes))
 
 
 def write_tiny_gguf(
@@ -111,7 +118,7 @@ def write_hf_folder(
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, Stored]) -> Path:
-    """Write one safetensors file of float32 arrays, or of tensors in f32, f16 or bf16."""
+    """Write one safetensors file of float32 arrays, or of tensors in plain and parts' formats."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     parts, end = [], 0
     for name, stored in tensors.items():

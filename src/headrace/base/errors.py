@@ -65,6 +65,12 @@ class CapacityError(HeadraceError):
     code = "insufficient_memory"
 
 
+class StorageError(HeadraceError):
+    """Files that could not be written; what was begun is gone again."""
+
+    code = "storage_failed"
+
+
 class ExecutorError(HeadraceError):
     """A step that failed, or an executor that cannot run what it was given."""
 

@@ -34,7 +34,14 @@ def _packed_bytes(name: str, tensor: RawTensor, isa: str, activation: str) -> in
     try:
         return packed_bytes(tensor.format.name, *tensor.shape, isa, activation)
     except ValueError as error:
-        raise ExecutorError(f"No native kernel takes {name}: {error}.") from error
+        raise _no_kernel(name, error) from error
+
+
+def _no_kernel(name: str, error: Exception) -> ExecutorError:
+    return ExecutorError(
+        f"No native kernel takes {name}: {error}.",
+        "Load the model with weight_format='f32' (exact) or 'bf16' (rounded once more), or with executor='torch'.",
+    )
 
 
 class PackedWeights:
@@ -117,11 +124,14 @@ class PackedWeights:
                     interleaved_heads=tensor.interleaved_heads,
                 )
             except (ValueError, TypeError) as error:
-                raise ExecutorError(f"No native kernel takes {name}: {error}.") from error
+                raise _no_kernel(name, error) from error
 
     def _add_table(self, name: str, tensor: RawTensor) -> None:
         if name not in self._tables:
-            self._tables[name] = self._runtime.add_table(tensor.format.name, tensor.data, tensor.shape[1])
+            try:
+                self._tables[name] = self._runtime.add_table(tensor.format.name, tensor.data, tensor.shape[1])
+            except ValueError as error:
+                raise _no_kernel(name, error) from error
 
     def _add_vector(self, name: str, tensor: RawTensor) -> None:
         if name not in self._vectors:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from headrace.base.errors import CheckpointError, ModelNotFoundError
 from headrace.formats.gguf import read_gguf
+from headrace.formats.quantized import unpack
 from headrace.formats.safetensors import read_json_object, read_safetensors_folder
 from headrace.numerics.tensor import RawTensor
 
@@ -17,11 +18,14 @@ CONFIG_FILE = "config.json"
 class Checkpoint:
     """A model on disk, opened: its tensors are mapped into memory, and none has been read.
 
+    A quantized Hugging Face folder looks like a plain one whose weights are in row blocks (`numerics.row_blocks`).
+
     Attributes:
         kind: "gguf" for one GGUF file, "hf" for a Hugging Face folder.
         path: the file or the folder.
-        config: GGUF metadata by key (a vocabulary is a lazily decoded `StringArray`), or ``config.json``.
-        tensors: by the names they have in the files.
+        config: GGUF metadata by key (a vocabulary is a lazily decoded `StringArray`), or ``config.json`` without its
+            ``quantization_config``, which the tensors already follow.
+        tensors: by the names they have in the files; a quantized weight by that of the weight.
     """
 
     kind: Literal["gguf", "hf"]
@@ -62,4 +66,4 @@ def _open_folder(folder: Path) -> Checkpoint:
     if not config_path.is_file():
         raise CheckpointError(f"{folder} holds no {CONFIG_FILE}.", "Give a .gguf file or a complete model folder.")
     config = read_json_object(config_path.read_bytes(), str(config_path))
-    return Checkpoint("hf", folder, config, read_safetensors_folder(folder))
+    return Checkpoint("hf", folder, *unpack(folder, config, read_safetensors_folder(folder)))

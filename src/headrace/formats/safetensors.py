@@ -13,7 +13,7 @@ from typing import Any
 
 from headrace.base.errors import CheckpointError, UnsupportedModelError
 from headrace.formats.mapped_file import DOWNLOAD_AGAIN, map_file, rows_view
-from headrace.numerics.formats import FORMATS, NumberFormat
+from headrace.numerics.formats import FORMATS, PARTS, NumberFormat
 from headrace.numerics.tensor import RawTensor
 
 SINGLE_FILE = "model.safetensors"
@@ -21,10 +21,11 @@ INDEX_FILE = "model.safetensors.index.json"
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own implementation
 _MAX_DIMENSIONS = 8
-_FORMAT_OF_DTYPE: Mapping[str, NumberFormat] = {"F32": FORMATS["f32"], "F16": FORMATS["f16"], "BF16": FORMATS["bf16"]}
+_FORMAT_OF_DTYPE: Mapping[str, NumberFormat] = {
+    found.name.upper(): found for found in (FORMATS["f32"], FORMATS["f16"], FORMATS["bf16"], *PARTS.values())
+}
 _UNREAD_DTYPES = {
-    "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0",
-    "I16", "U16", "I32", "U32", "I64", "U64", "F64", "C64",
+    "BOOL", "F4", "F6_E2M3", "F6_E3M2", "F8_E5M2", "I16", "U16", "U32", "U64", "F64", "C64",
 }  # fmt: skip
 
 

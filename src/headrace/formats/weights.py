@@ -6,11 +6,11 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from headrace.base.errors import CheckpointError
+from headrace.base.errors import CheckpointError, UnsupportedModelError
 from headrace.formats.checkpoint import Checkpoint
 from headrace.graph.ir import Param
 from headrace.models.sources import Source, Transform
-from headrace.numerics.formats import FORMATS
+from headrace.numerics.formats import FORMATS, PARTS
 from headrace.numerics.rounding import f32_to_bf16
 from headrace.numerics.tensor import RawTensor
 
@@ -55,6 +55,7 @@ def load_weights(
 
     Raises:
         CheckpointError: tensors are missing (all are named), or one has another shape than its parameter.
+        UnsupportedModelError: a tensor is no more than a part of a quantized one.
     """
     lacking = sorted(params.keys() - sources.keys())
     assert not lacking, f"parameters without a source: {lacking}"
@@ -79,6 +80,12 @@ def _load(checkpoint: Checkpoint, param: Param, source: Source) -> RawTensor:
             f"{checkpoint.path}: tensor {source.name!r} has shape {list(stored.shape)}, "
             f"but {list(param.shape)} is expected for {param.name}.",
             "The weights and the config do not belong together: download both again.",
+        )
+    if stored.format.name in PARTS:
+        raise UnsupportedModelError(
+            f"{checkpoint.path}: tensor {source.name!r} is stored as {stored.format.name}, part of a quantized weight, "
+            f"without the others that make it {param.name}.",
+            "Give config.json the quantization_config that the model was published with.",
         )
     if len(param.shape) == 1 and stored.format.name != "f32":
         stored = RawTensor.from_f32(stored.to_f32())
@@ -116,4 +123,4 @@ def uninterleave_rope(stored: RawTensor, num_heads: int) -> RawTensor:
     outputs = stored.shape[0]
     assert num_heads > 0, "the number of heads is not known"
     assert outputs % (2 * num_heads) == 0, f"{outputs} outputs are not {num_heads} heads of pairs"
-    return RawTensor(stored.format, stored.shape, stored.stored, num_heads)
+    return RawTensor(stored.format, stored.shape, stored.source, num_heads)

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 import numpy as np
 
-from headrace.numerics import k_quants, legacy_quants
+from headrace.base.errors import InvalidRequestError
+from headrace.numerics import k_quants, legacy_quants, row_blocks
 from headrace.numerics.bitfields import Bytes, Float32
+from headrace.numerics.float8 import e4m3_to_f32, e8m0_to_f32
 from headrace.numerics.rounding import bf16_to_f32, f16_to_f32
 
 _CHUNK_VALUES = 1 << 16
@@ -20,7 +23,7 @@ class NumberFormat:
     """How values are stored in the rows of a tensor.
 
     Attributes:
-        name: a key of `FORMATS`; the native kernels use the same names.
+        name: what `format_named` finds it by; the native kernels use the same names.
         block_size: values per block; a row is a whole number of blocks. 1 for plain values.
         block_bytes: bytes per block.
     """
@@ -56,6 +59,22 @@ FORMATS: Mapping[str, NumberFormat] = MappingProxyType(
     }
 )
 
+PARTS: Mapping[str, NumberFormat] = MappingProxyType(
+    {
+        number_format.name: number_format
+        for number_format in (
+            NumberFormat("i8", 1, 1),
+            NumberFormat("u8", 1, 1),
+            NumberFormat("i32", 1, 4),
+            NumberFormat("i64", 1, 8),
+            NumberFormat("f8_e4m3", 1, 1),
+            NumberFormat("f8_e8m0", 1, 1),
+        )
+    }
+)
+"""What the codes, scales and zero points of quantized weights are stored in: parts, which are no weights by themselves.
+"""
+
 _BLOCK_DECODERS: Mapping[str, Callable[[Bytes], Float32]] = {
     "f16": lambda data: f16_to_f32(data.view("<u2")),
     "bf16": lambda data: bf16_to_f32(data.view("<u2")),
@@ -69,7 +88,30 @@ _BLOCK_DECODERS: Mapping[str, Callable[[Bytes], Float32]] = {
     "q4_k": k_quants.decode_q4_k,
     "q5_k": k_quants.decode_q5_k,
     "q6_k": k_quants.decode_q6_k,
+    "i8": lambda data: data.view(np.int8).astype(np.float32),
+    "u8": lambda data: data.astype(np.float32),
+    "i32": lambda data: data.view("<i4").astype(np.float32),
+    "i64": lambda data: data.view("<i8").astype(np.float32),
+    "f8_e4m3": e4m3_to_f32,
+    "f8_e8m0": e8m0_to_f32,
 }
+
+
+@lru_cache(maxsize=256)
+def format_named(name: str) -> NumberFormat:
+    """The number format of that name: one of `FORMATS`, of `PARTS`, or of the family of `row_blocks`.
+
+    Raises InvalidRequestError for any other name.
+    """
+    if found := FORMATS.get(name) or PARTS.get(name):
+        return found
+    layout = row_blocks.row_blocks(name)
+    if layout is None:
+        raise InvalidRequestError(
+            f"Number format {name!r} is not known.",
+            f"Known: {', '.join(FORMATS)}, mxfp4, nvfp4, names such as int4_g32_bf16, uint4_g128_f16, fp8_g64_f32.",
+        )
+    return NumberFormat(name, layout.group_size, layout.block_bytes)
 
 
 def dequantize(number_format: NumberFormat, data: Bytes, shape: tuple[int, ...]) -> Float32:
@@ -88,10 +130,11 @@ def dequantize(number_format: NumberFormat, data: Bytes, shape: tuple[int, ...])
     assert data.shape == expected, f"{number_format.name} data of {data.shape}, not {expected}"
     if number_format.name == "f32":
         return np.ascontiguousarray(data).view("<f4").reshape(shape)
-    decode = _BLOCK_DECODERS[number_format.name]
+    layout = row_blocks.row_blocks(number_format.name)
+    decode = partial(row_blocks.decode, layout) if layout else _BLOCK_DECODERS[number_format.name]
     blocks = np.ascontiguousarray(data).reshape(-1, number_format.block_bytes)
     values = np.empty((len(blocks), number_format.block_size), dtype=np.float32)
-    step = _CHUNK_VALUES // number_format.block_size
+    step = max(1, _CHUNK_VALUES // number_format.block_size)
     with np.errstate(over="ignore", invalid="ignore"):  # damaged scales decode to infinities and NaNs, as stored
         for start in range(0, len(blocks), step):
             values[start : start + step] = decode(blocks[start : start + step])

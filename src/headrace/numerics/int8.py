@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from headrace.numerics.rounding import Float32
+from headrace.numerics.rounding import Float32, nearest_multiples
 
 Int8 = npt.NDArray[np.int8]
 LARGEST = np.float32(127)
@@ -24,11 +24,8 @@ def quantize_int8(values: Float32) -> tuple[Int8, Float32]:
     values = np.asarray(values, dtype=np.float32)
     peaks = np.abs(values).max(axis=-1)
     scales = np.where(np.isfinite(peaks), peaks / LARGEST, np.float32(np.nan))
-    usable = scales > 0
-    with np.errstate(over="ignore"):
-        ratios = np.where(usable[..., None], values, np.float32(0)) / np.where(usable, scales, np.float32(1))[..., None]
-    # A scale that was rounded to a denormal can be too small for its run.
-    return np.rint(ratios).clip(-LARGEST, LARGEST).astype(np.int8), scales
+    multiples = nearest_multiples(values, scales[..., None])
+    return multiples.clip(-LARGEST, LARGEST).astype(np.int8), scales
 
 
 def dequantize_int8(codes: Int8, scales: Float32) -> Float32:

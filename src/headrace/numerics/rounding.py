@@ -32,3 +32,30 @@ def f32_to_f16(values: Float32) -> Bits16:
 def f16_to_f32(bits: Bits16) -> Float32:
     """The exact value of each binary16."""
     return bits.view(np.float16).astype(np.float32)
+
+
+def nearest_multiples(values: Float32, scales: Float32) -> Float32:
+    """How many times its scale each value is, rounded to a whole number, ties to even: both steps in float32.
+
+    0 where the scale is 0 or not a number. May be infinite: a scale that was rounded to a denormal can be too small for
+    what it scales.
+    """
+    return np.rint(quotients(values, scales))
+
+
+def quotients(values: Float32, scales: Float32) -> Float32:
+    """Each value divided by its scale, rounded to float32; 0 where the scale is 0 or not a number."""
+    usable = scales > 0
+    with np.errstate(over="ignore"):
+        return np.divide(np.where(usable, values, np.float32(0)), np.where(usable, scales, np.float32(1)))
+
+
+def round_to(dtype: str, values: Float32) -> Float32:
+    """The nearest values of a plain format (f32, bf16, f16), as float32. What overflows becomes infinite."""
+    match dtype:
+        case "bf16":
+            return bf16_to_f32(f32_to_bf16(values))
+        case "f16":
+            return f16_to_f32(f32_to_f16(values))
+    assert dtype == "f32", f"{dtype} is no plain format"
+    return values

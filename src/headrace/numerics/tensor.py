@@ -2,12 +2,14 @@
 
 import math
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.numerics.formats import FORMATS, NumberFormat, dequantize
+from headrace.numerics.formats import FORMATS, NumberFormat, dequantize, format_named
+from headrace.numerics.row_blocks import Groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,24 +19,31 @@ class RawTensor:
     Attributes:
         format: the number format of the bytes.
         shape: logical shape, outermost first (``[out_features, in_features]``).
-        stored: uint8, C-contiguous, ``[rows, bytes per row]`` with rows = the product of all but the last dimension.
-            May be a read-only view of a memory-mapped file: keep the tensor alive while the bytes are in use.
+        source: the bytes, uint8, C-contiguous, ``[rows, bytes per row]`` with rows = the product of all but the last
+            dimension; or a function that makes them, where a file holds them in another arrangement. May be a read-only
+            view of a memory-mapped file: keep the tensor alive while the bytes are in use.
         interleaved_heads: if not 0, the first dimension is that of so many heads, and each head's entries are stored as
             rotary pairs: entries 2i, 2i + 1 are those that stand at i, i + head_dim / 2.
     """
 
     format: NumberFormat
     shape: tuple[int, ...]
-    stored: npt.NDArray[np.uint8]
+    source: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]]
     interleaved_heads: int = 0
+
+    @property
+    def stored(self) -> npt.NDArray[np.uint8]:
+        """The bytes as they are stored. Made anew on each call where `source` is a function: ask once, and let go."""
+        return self.source() if callable(self.source) else self.source
 
     @property
     def data(self) -> npt.NDArray[np.uint8]:
         """The bytes in the order of `shape`: `stored` itself, or a copy of it where heads are interleaved."""
+        stored = self.stored
         if not self.interleaved_heads:
-            return self.stored
-        paired = self.stored.reshape(self.interleaved_heads, self.shape[0] // self.interleaved_heads // 2, 2, -1)
-        return paired.swapaxes(1, 2).reshape(self.stored.shape)
+            return stored
+        paired = stored.reshape(self.interleaved_heads, self.shape[0] // self.interleaved_heads // 2, 2, -1)
+        return paired.swapaxes(1, 2).reshape(stored.shape)
 
     @classmethod
     def from_f32(cls, values: npt.NDArray[np.float32]) -> "RawTensor":
@@ -44,14 +53,20 @@ class RawTensor:
         data = np.ascontiguousarray(values, dtype="<f4").reshape(rows, features).view(np.uint8)
         return cls(FORMATS["f32"], values.shape, data)
 
+    @classmethod
+    def from_groups(cls, groups: Groups) -> "RawTensor":
+        """A quantized matrix in row blocks."""
+        return cls(format_named(groups.layout.name), groups.codes.shape, groups.encode())
+
     @property
     def num_bytes(self) -> int:
-        return int(self.stored.nbytes)
+        features = self.shape[-1] if self.shape else 1
+        return math.prod(self.shape[:-1]) * self.format.row_bytes(features)
 
     @property
     def is_mapped(self) -> bool:
         """Whether the bytes are those of a mapped file, and so can leave memory and come back."""
-        base: object = self.stored
+        base: object = self.source
         while isinstance(base, np.ndarray):
             base = base.base
         return isinstance(base.obj if isinstance(base, memoryview) else base, mmap.mmap)

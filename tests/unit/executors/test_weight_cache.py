@@ -64,7 +64,7 @@ def test_other_weights_files_and_kernels_are_not_taken_for_these(cache):
     name = next(name for name, tensor in changed.items() if len(tensor.shape) == 2 and name != "embed.weight")
     data = changed[name].stored.copy()
     data[-1, 0] ^= 1
-    changed[name] = replace(changed[name], stored=data)
+    changed[name] = replace(changed[name], source=data)
     assert not start(cache, weights=changed)[0]
     assert not start(replace(cache, source=("another file",)))[0]
     assert not start(cache, isa="portable", activation="bf16")[0]

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from headrace.base.errors import CheckpointError
+from headrace.base.errors import CheckpointError, UnsupportedModelError
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.weights import load_weights
 from headrace.graph.ir import Param
 from headrace.models.sources import Source, Transform
 from headrace.numerics.formats import FORMATS
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import quantized, random_tensor, write_tiny_gguf
+from tests.support.checkpoints import part, quantized, random_tensor, write_tiny_gguf
 
 
 def checkpoint_of(tmp_path, **tensors):
@@ -96,8 +96,19 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path, shape):
     checkpoint = checkpoint_of(tmp_path, w=np.ones(shape, np.float32))
     with pytest.raises(CheckpointError) as caught:
         load(checkpoint, {"layers.0.mlp.up": (2, 3)}, {"layers.0.mlp.up": Source("w")})
-    for part in ("'w'", str(list(shape)), "[2, 3]", "layers.0.mlp.up"):
-        assert part in caught.value.cause
+    for named in ("'w'", str(list(shape)), "[2, 3]", "layers.0.mlp.up"):
+        assert named in caught.value.cause
+
+
+@pytest.mark.parametrize("format_name", ["f8_e4m3", "i8"])
+def test_codes_without_their_scale_are_no_weights(tmp_path, format_name):
+    """As a plain fp8 cast of a model has them: read as numbers, they might even look right."""
+    checkpoint = checkpoint_of(tmp_path, w=part(format_name, np.ones((2, 4), np.uint8)))
+    with pytest.raises(
+        UnsupportedModelError, match=f"'w' is stored as {format_name}, part of a quantized weight"
+    ) as caught:
+        load(checkpoint, {"p": (2, 4)}, {"p": Source("w")})
+    assert "quantization_config" in caught.value.remedy
 
 
 def test_leftover_tensors_are_unused_unless_ignorable(tmp_path):

@@ -1,0 +1,68 @@
+"""Making a model's folder: whole or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from headrace.base.errors import InvalidRequestError, StorageError
+
+_NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "*.gguf", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack",
+               "*.onnx", ".*", "config.json", "hf_quant_config.json", "*.bin.index.json")  # fmt: skip
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `target` when the block ends, or is removed if it fails.
+
+    It lies beside `target` until then, and its bytes are on the disk before it gets the name. One writer per target:
+    what one that was interrupted left is removed.
+
+    Raises:
+        InvalidRequestError: `target` exists: nothing is overwritten.
+        StorageError: something cannot be written, such as for want of room.
+    """
+    if target.exists():
+        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    partial = target.parent / f".{target.name}.partial"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        for path in (*partial.iterdir(), partial):
+            _sync(path)
+        partial.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise StorageError(
+            f"{target} cannot be written: {error.strerror or error}.", "Free some space, or give another place."
+        ) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def companions(folder: Path) -> list[Path]:
+    """Files of a model's folder that go with its weights into another: tokenizer, chat template, generation config."""
+    paths = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in paths if not any(path.match(pattern) for pattern in _NOT_COPIED)]
+
+
+def fill(folder: Path, config: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Write config.json, and copies of files. Raises OSError."""
+    (folder / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
