@@ -11,6 +11,7 @@
 #include "formats.h"
 #include "isa.h"
 #include "linear_f32.h"
+#include "linear_fixed.h"
 #include "linear_int.h"
 #include "linear_tile.h"
 
@@ -186,6 +187,11 @@ constexpr bool is_int_form(const InputForm& form) {
   return is_fixed_point(form.activation) && form.isa != Isa::portable && form.isa != Isa::avx512;
 }
 
+// Whether an input goes to the fixed-point kernels.
+constexpr bool is_fixed_form(const InputForm& form) {
+  return form.isa == Isa::amx && form.activation == Activation::int16;
+}
+
 constexpr Activation kActivations[] = {Activation::f32, Activation::int16, Activation::bf16, Activation::int8};
 
 const char* activation_name(Activation activation) {
@@ -194,7 +200,7 @@ const char* activation_name(Activation activation) {
 }
 
 Activation choose_activation(const std::string& name, Isa isa) {
-  if (name == "auto") return isa == Isa::avx512_vnni || isa == Isa::avx2 ? Activation::int16 : Activation::f32;
+  if (name == "auto") return isa >= Isa::avx512_vnni || isa == Isa::avx2 ? Activation::int16 : Activation::f32;
   for (Activation activation : kActivations) {
     if (name == activation_name(activation)) return activation;
   }
@@ -203,6 +209,7 @@ Activation choose_activation(const std::string& name, Isa isa) {
 
 size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
 #ifdef HEADRACE_X86
+  if (is_fixed_form(form)) return FixedInputs(form, rows, features).bytes;
   if (form.isa == Isa::amx) return amx_prepared_bytes(form, rows, features);
   if (is_int_form(form)) return int_prepared_bytes(form, rows, features);
 #endif
@@ -213,6 +220,10 @@ void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, i
              int64_t row_begin, int64_t row_end) {
   assert(row_begin % kRowTile == 0);
 #ifdef HEADRACE_X86
+  if (is_fixed_form(form)) {
+    fixed_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);
+    return;
+  }
   if (form.isa == Isa::amx) {
     amx_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);
     return;
@@ -251,6 +262,9 @@ std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t
     throw std::invalid_argument(std::string("instruction set ") + isa_name(isa) + " is not available here");
   }
 #ifdef HEADRACE_X86
+  if (t.group != 0 && activation == Activation::int16 && isa == Isa::amx) {
+    return make_fixed_linear(format, out_features, in_features);
+  }
   if (t.group != 0 && is_fixed_point(activation) && (isa >= Isa::avx512_vnni || isa == Isa::avx2)) {
     return make_int_linear(format, out_features, in_features, std::min(isa, Isa::avx512_vnni), activation);
   }

@@ -18,8 +18,8 @@ enum class Format : uint8_t { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k
 
 // Precision in which a linear reads its activations.
 //   f32    exactly, or as two bf16 halves, which keep 2^-17 of each value (amx)
-//   int16  fixed point of 16 bits, of the largest magnitude in each scale group of a quantized weight; plain weights
-//          read f32
+//   int16  fixed point of 16 bits, of the largest magnitude in each scale group of a quantized weight, or of each row
+//          (amx); plain weights read f32
 //   bf16   rounded to bf16
 //   int8   like int16, of 8 bits
 enum class Activation : uint8_t { f32, int16, bf16, int8 };

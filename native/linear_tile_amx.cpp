@@ -11,6 +11,7 @@
 #include <immintrin.h>
 
 #include "linear_tile.h"
+#include "tiles_amx.h"
 
 namespace headrace {
 namespace {
@@ -25,28 +26,21 @@ constexpr int64_t kChunkBlocks = 8, kGroupPanels = 4;
 constexpr int kC = 0, kB = 2, kHi = 4, kLo = 6;
 
 // GCC's tile loads do not tell the compiler what memory they read.
-inline void memory_barrier() { asm volatile("" ::: "memory"); }
+inline void memory_barrier() {
+  asm volatile("" ::: "memory");
+}
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
+;
 
 void configure(int64_t a_rows, int64_t tile_k) {
   TileConfig config;
-  const auto set = [&](int tile, int64_t rows, int64_t bytes) {
-    config.rows[tile] = static_cast<uint8_t>(rows);
-    config.row_bytes[tile] = static_cast<uint16_t>(bytes);
-  };
   for (int i = 0; i < 2; ++i) {
-    set(kC + i, a_rows, 64);
-    set(kB + i, tile_k / 2, 64);
-    set(kHi + i, a_rows, tile_k * 2);
-    set(kLo + i, a_rows, tile_k * 2);
+    config.set(kC + i, a_rows, 64);
+    config.set(kB + i, tile_k / 2, 64);
+    config.set(kHi + i, a_rows, tile_k * 2);
+    config.set(kLo + i, a_rows, tile_k * 2);
   }
-  // The intrinsic claims to read 8 of the 64 bytes, and GCC drops the stores to the others.
-  asm volatile("ldtilecfg %0" ::"m"(config));
+  config.load();
 }
 
 // ---- unpacking a block to a B tile ----------------------------------------------------------------------------------

@@ -3,26 +3,19 @@
 #include <immintrin.h>
 
 #include "peak_loops.h"
+#include "tiles_amx.h"
 
 namespace headrace {
 namespace {
 
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
+;
 
 // Eight whole tiles of 16 rows of 64 bytes: 0 to 3 accumulate, 4 and 5 are left operands, 6 and 7 right ones. Four
 // products of 16 cycles each hide the 52 that one takes.
 void configure() {
   TileConfig config;
-  for (int tile = 0; tile < 8; ++tile) {
-    config.rows[tile] = 16;
-    config.row_bytes[tile] = 64;
-  }
-  // The intrinsic claims to read 8 of the 64 bytes, and GCC drops the stores to the others.
-  asm volatile("ldtilecfg %0" ::"m"(config));
+  for (int tile = 0; tile < 8; ++tile) config.set(tile, 16, 64);
+  config.load();
 }
 
 // Operands of one bit pattern: `pair` is two bf16 values or four bytes.

@@ -34,9 +34,9 @@ const char* op_kind_name(OpKind kind) {
 
 Plan::Plan(Runtime& runtime)
     : runtime_(runtime),
+      max_shares_((runtime.pool.size() + 15) / 16 * 16),  // a cache line, or more, to an op
       checker_(runtime.limits, runtime.cache),
-      schedule_(runtime.pool.size(), runtime.limits),
-      max_shares_((runtime.pool.size() + 15) / 16 * 16) {  // a cache line, or more, to an op
+      schedule_(runtime.pool.size(), runtime.limits) {
   specs.reserve(runtime.limits.max_sampled);
   outputs.reserve(runtime.limits.max_sampled);
 }

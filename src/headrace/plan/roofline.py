@@ -114,6 +114,8 @@ def kernel_arithmetic(isa: str, activation: str = "auto", *, quantized: bool = T
     if quantized and isa == "avx2" and activation in ("int16", "int8"):
         return activation
     if quantized and isa in ("avx512_vnni", "amx") and activation in ("int16", "int8"):
+        if isa == "amx" and activation == "int16":
+            return "int8x4"  # weights are 16 bits, too
         return {"int16": "int8x2", "int8": "int8"}[activation]  # 16 bits are two products of 8
     if isa == "amx":
         return "bf16" if activation == "bf16" else "bf16x2"  # an f32 activation is two bf16 halves

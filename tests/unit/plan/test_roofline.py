@@ -82,9 +82,10 @@ def test_an_arithmetic_that_the_machine_lacks_is_refused():
         ("avx512_vnni", "auto", True, "int8x2"),
         ("avx512_vnni", "int8", True, "int8"),
         ("avx512_vnni", "auto", False, "f32"),
-        ("amx", "auto", True, "bf16x2"),
+        ("amx", "auto", True, "int8x4"),
+        ("amx", "f32", True, "bf16x2"),
         ("amx", "bf16", False, "bf16"),
-        ("amx", "int16", True, "int8x2"),
+        ("amx", "int16", True, "int8x4"),
         ("amx", "int16", False, "bf16x2"),
     ],
 )
