@@ -22,12 +22,15 @@ LAYERS = {
     "serve": {"base", "text", "engine", "llm"},
     "plan": {"base", "graph", "models", "engine", "executors"},
 }
+LAYERS["align"] = LAYERS["llm"] | {"llm"}
+LAYERS["compress"] = LAYERS["align"] | {"align"}
+LAYERS["train"] = LAYERS["compress"] | {"compress"}
 LAYERS["bench"] = LAYERS["llm"] | {"llm", "plan"}
 LAYERS["cli"] = set(LAYERS)
 
 # Packages or single files that may import what is heavy or optional.
 HEAVY = {
-    "torch": {"executors", "numerics/fake_quantize.py"},
+    "torch": {"executors", "numerics/fake_quantize.py", "align", "compress", "train"},
     "triton": {"executors"},
     "ray": set(),
     "transformers": set(),

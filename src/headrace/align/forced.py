@@ -1,0 +1,84 @@
+"""Teacher forcing: what a model says at every position of given tokens, through any executor."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from headrace.base.errors import ContextLengthError, InvalidRequestError
+from headrace.engine.executor import Executor
+from headrace.engine.sampling import SamplingParams
+from headrace.engine.step import Float32, SampleRow, Step
+
+ROWS_PER_STEP = 64
+"""Tokens of a step, all of them sampled, unless another number is asked for: what executors sample by default."""
+
+_GREEDY = SampleRow(SamplingParams(temperature=0.0), seed=0, index=0)
+
+
+def forced_values(
+    executor: Executor, token_ids: Sequence[int], taps: Sequence[str], *, rows_per_step: int = ROWS_PER_STEP
+) -> Iterator[Mapping[str, Float32]]:
+    """Feed one sequence's tokens to an executor and yield the tapped values of each step.
+
+    The executor must be idle: the sequence takes its KV blocks from 0 on. Nothing is kept between calls.
+
+    Args:
+        executor: runs the steps; its pool must hold the sequence.
+        token_ids: n tokens, at least one.
+        taps: names of graph nodes.
+        rows_per_step: tokens of a step, and rows that it samples; an executor has its own limit for both.
+
+    Yields:
+        For each step, float32 ``[rows, features]`` by node. Rows are the step's tokens, in order.
+
+    Raises InvalidRequestError for tokens outside the vocabulary or none, and ContextLengthError if the pool is too
+    small.
+    """
+    ids = _checked(executor, token_ids)
+    block_table = np.arange(-(-len(ids) // executor.block_size), dtype=np.int32)[None]
+    for start in range(0, len(ids), rows_per_step):
+        chunk = ids[start : start + rows_per_step]
+        end = start + len(chunk)
+        step = Step(
+            token_ids=chunk,
+            positions=np.arange(start, end, dtype=np.int32),
+            seq_starts=np.array([0, len(chunk)], np.int32),
+            context_lens=np.array([end], np.int32),
+            block_tables=block_table[:, : -(-end // executor.block_size)],
+            sample_rows=np.arange(len(chunk), dtype=np.int32),
+            sampling=(_GREEDY,) * len(chunk),
+            taps=tuple(taps),
+        )
+        yield executor.execute(step).taps
+
+
+def forced_logits(
+    executor: Executor, output: str, token_ids: Sequence[int], *, rows_per_step: int = ROWS_PER_STEP
+) -> Float32:
+    """The logits after each token: float32 ``[n, vocab]``, row i being what follows ``token_ids[: i + 1]``.
+
+    Args:
+        output: the name of the node that makes them, ``graph.output``.
+
+    See `forced_values` for the rest. n rows of a large vocabulary are large: 200 kB each at 49,152 tokens.
+    """
+    steps = forced_values(executor, token_ids, (output,), rows_per_step=rows_per_step)
+    return np.concatenate([values[output] for values in steps])
+
+
+def _checked(executor: Executor, token_ids: Sequence[int]) -> np.ndarray:
+    ids = np.asarray(token_ids, np.int64)
+    if ids.ndim != 1 or not len(ids):
+        raise InvalidRequestError("There are no tokens to score.", "Give at least one.")
+    if not 0 <= ids.min() <= ids.max() < executor.vocab_size:
+        outside = ids.min() if ids.min() < 0 else ids.max()
+        raise InvalidRequestError(
+            f"Token {outside} is outside the vocabulary of {executor.vocab_size}.",
+            "Encode with this model's tokenizer.",
+        )
+    room = executor.num_blocks * executor.block_size
+    if len(ids) > room:
+        raise ContextLengthError(
+            f"{len(ids)} tokens do not fit the {room} that the KV pool holds.", "Score shorter texts, or give it more."
+        )
+    return ids.astype(np.int32)
