@@ -30,8 +30,8 @@ class NativeExecutor:
         num_blocks, block_size: the KV pool. Blocks take memory once they are written.
         kv_format: one of `kv_layout.KV_FORMATS`.
         activation: how linears read their input: ``f32`` (exactly, or to 2^-17); ``bf16``; ``int16`` or ``int8``, fixed
-            point of the largest magnitude in each group of a quantized weight (plain weights read f32); or ``auto``,
-            the fastest of f32 and int16 on that instruction set.
+            point of the largest magnitude in each group of a quantized weight (plain weights read f32; int16 with AMX:
+            in each row, weights in 16 bits too); or ``auto``, the fastest of f32 and int16 on that instruction set.
         num_threads: threads, the caller's included; None: the cores this process may use.
         fuse: keep values that one op alone reads out of memory. Off, the results are the same, slower: for comparison.
         isa: a name from ``headrace._native.available_isas()``; None: the best of them.

@@ -30,8 +30,8 @@ class LLMConfig:
         kv_format: precision of cached keys and values: ``bf16``, ``f32``, or ``int8`` with a scale per token and KV
             head, which takes half of bf16's memory and changes logprobs in the second decimal (docs/lab-notes.md).
         activation: precision in which linear layers read their input (native executor): ``f32``; ``int16`` or ``int8``,
-            fixed point of the largest magnitude in each group of a quantized weight; ``bf16``; or ``auto``, the fastest
-            on this machine of f32 and int16.
+            fixed point of the largest magnitude in each group of a quantized weight (int16 with AMX: in each row, and
+            the weights in 16 bits as well); ``bf16``; or ``auto``, the fastest on this machine of f32 and int16.
         executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
         num_threads: threads of the native executor; None: HEADRACE_THREADS, or the cores this process may use.
         isa: instruction set of the native executor; None: HEADRACE_ISA, or the best of this machine.
