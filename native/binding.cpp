@@ -22,6 +22,7 @@
 #include "peak.h"
 #include "plan.h"
 #include "runtime.h"
+#include "staged_weights.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -45,6 +46,22 @@ void check_matrix(Format format, const Bytes& data, int64_t features) {
     throw std::invalid_argument(std::string(t.name) + " rows of " + std::to_string(features) + " values do not take " +
                                 std::to_string(data.shape(1)) + " bytes");
   }
+}
+
+WeightView weight_of(const std::string& format, const Bytes& data, int64_t features, int64_t interleaved_heads) {
+  const Format f = format_named(format);
+  check_matrix(f, data, features);
+  const int64_t rows = data.shape(0);
+  if (interleaved_heads < 0 || (interleaved_heads > 0 && rows % (2 * interleaved_heads) != 0)) {
+    throw std::invalid_argument("the rows are not those of heads of pairs");
+  }
+  return {f, data.data(), rows, features, static_cast<int64_t>(data.shape(1))};
+}
+
+Table table_of(const std::string& format, const Bytes& data, int64_t features) {
+  const Format f = format_named(format);
+  check_matrix(f, data, features);
+  return {f, data.data(), static_cast<int64_t>(data.shape(0)), features, static_cast<int64_t>(data.shape(1))};
 }
 
 // The sampling of a step as flat arrays: numbers [R, 6] and [R, 4], and four ragged lists of ids side by side.
@@ -212,26 +229,18 @@ void bind_runtime(nb::module_& m) {
           "add_linear",
           [](Runtime& self, const std::string& format, const Bytes& data, int64_t in_features, bool mapped,
              int64_t interleaved_heads) {
-            const Format f = format_named(format);
-            check_matrix(f, data, in_features);
-            const int64_t rows = data.shape(0);
-            if (interleaved_heads < 0 || (interleaved_heads > 0 && rows % (2 * interleaved_heads) != 0)) {
-              throw std::invalid_argument("the rows are not those of heads of pairs");
-            }
-            return self.add_linear({f, data.data(), rows, in_features, static_cast<int64_t>(data.shape(1))}, mapped,
-                                   interleaved_heads);
+            const WeightView weight = weight_of(format, data, in_features, interleaved_heads);
+            return self.add_linear(weight, mapped, interleaved_heads);
           },
           "format"_a, "data"_a, "in_features"_a, "mapped"_a = false, "interleaved_heads"_a = 0)
       .def(
           "add_table",
           [](Runtime& self, const std::string& format, const Bytes& data, int64_t features) {
-            const Format f = format_named(format);
-            check_matrix(f, data, features);
-            if (static_cast<int64_t>(data.shape(0)) < self.limits.vocab_size) {
+            const Table table = table_of(format, data, features);
+            if (table.rows < self.limits.vocab_size) {
               throw std::invalid_argument("an embedding table has fewer rows than the vocabulary");
             }
-            return self.add_table(
-                {f, data.data(), static_cast<int64_t>(data.shape(0)), features, static_cast<int64_t>(data.shape(1))});
+            return self.add_table(table);
           },
           nb::keep_alive<1, 3>())
       .def("add_vector",
@@ -259,6 +268,33 @@ void bind_runtime(nb::module_& m) {
       .def_prop_ro("packed_bytes", &Runtime::packed_bytes)
       .def_prop_ro("kv_bytes", &Runtime::kv_bytes)
       .def_prop_ro("arena_bytes", &Runtime::arena_bytes);
+}
+
+void bind_staged_weights(nb::module_& m) {
+  nb::class_<StagedWeights>(m, "StagedWeights")
+      .def(nb::init<const Runtime&>(), nb::keep_alive<1, 2>())
+      .def(
+          "set_linear",
+          [](StagedWeights& self, int i, const std::string& format, const Bytes& data, int64_t in_features,
+             int64_t interleaved_heads) {
+            const WeightView weight = weight_of(format, data, in_features, interleaved_heads);
+            const nb::gil_scoped_release release;
+            self.set_linear(i, weight, interleaved_heads);
+          },
+          "linear"_a, "format"_a, "data"_a, "in_features"_a, "interleaved_heads"_a = 0)
+      .def(
+          "set_table",
+          [](StagedWeights& self, int i, const std::string& format, const Bytes& data, int64_t features) {
+            self.set_table(i, table_of(format, data, features));
+          },
+          "table"_a, "format"_a, "data"_a, "features"_a)
+      .def(
+          "set_vector",
+          [](StagedWeights& self, int i, const Array<float, nb::ndim<1>>& x) {
+            self.set_vector(i, x.data(), x.shape(0));
+          },
+          "vector"_a, "data"_a)
+      .def("exchange", &StagedWeights::exchange, "runtime"_a);
 }
 
 GluActivation glu_named(const std::string& name) {
@@ -388,5 +424,6 @@ NB_MODULE(_native, m) {
   bind_files(m);
   bind_linear(m);
   bind_runtime(m);
+  bind_staged_weights(m);
   bind_plan(m);
 }

@@ -12,7 +12,7 @@ struct EmbedOp final : Op {
   EmbedOp(const Table& table, float scale, const View& out);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
-  Table table;
+  const Table& table;
   float scale;
   View out;
 };

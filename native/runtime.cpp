@@ -28,9 +28,11 @@ bool read_fully(int fd, uint8_t* to, size_t bytes, int64_t offset) {
   return true;
 }
 
-size_t aligned(size_t bytes) { return (bytes + kPackedAlignment - 1) / kPackedAlignment * kPackedAlignment; }
-
 }  // namespace
+
+size_t packed_room(const Linear& linear) {
+  return (linear.packed_bytes + kPackedAlignment - 1) / kPackedAlignment * kPackedAlignment;
+}
 
 Runtime::Runtime(int num_threads, Isa isa_, Activation activation_, const Limits& limits_, const KvCache& cache_)
     : pool(num_threads > 0 ? num_threads : available_cores()),
@@ -52,6 +54,8 @@ Runtime::Runtime(int num_threads, Isa isa_, Activation activation_, const Limits
 
 int Runtime::add_linear(const WeightView& weight, bool mapped, int64_t interleaved_heads) {
   linears_.push_back(make_linear(weight.format, weight.out_features, weight.in_features, isa, activation));
+  formats_.push_back(weight.format);
+  places_.push_back(nullptr);
   const int index = static_cast<int>(linears_.size()) - 1;
   pending_.push_back({index, weight, mapped, interleaved_heads});
   return index;
@@ -109,7 +113,7 @@ void Runtime::reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers)
 
 size_t Runtime::pending_bytes() const {
   size_t bytes = 0;
-  for (const Pending& pending : pending_) bytes += aligned(linear(pending.linear).packed_bytes);
+  for (const Pending& pending : pending_) bytes += packed_room(linear(pending.linear));
   return bytes;
 }
 
@@ -117,7 +121,8 @@ size_t Runtime::pending_bytes() const {
 std::vector<Runtime::Pending> Runtime::place(uint8_t* memory) {
   for (const Pending& pending : pending_) {
     linears_[pending.linear]->place(memory);
-    memory += aligned(linear(pending.linear).packed_bytes);
+    places_[pending.linear] = memory;
+    memory += packed_room(linear(pending.linear));
   }
   return std::exchange(pending_, {});
 }
@@ -140,11 +145,11 @@ bool Runtime::read_packed(int fd, int64_t offset, size_t piece, uint64_t expecte
   return true;
 }
 
-void Runtime::pack_columns(const Pending& pending, int64_t begin, int64_t end) {
-  WeightView view = pending.weight;
+void pack_columns(Linear& linear, const WeightView& weight, int64_t interleaved_heads, int64_t begin, int64_t end) {
+  WeightView view = weight;
   std::vector<uint8_t> ordered;
-  if (pending.interleaved_heads > 0) {
-    const int64_t head = view.out_features / pending.interleaved_heads, half = head / 2;
+  if (interleaved_heads > 0) {
+    const int64_t head = view.out_features / interleaved_heads, half = head / 2;
     ordered.resize((end - begin) * view.row_bytes);
     for (int64_t row = begin; row < end; ++row) {
       const int64_t stored = row / head * head + row % half * 2 + row % head / half;
@@ -152,7 +157,7 @@ void Runtime::pack_columns(const Pending& pending, int64_t begin, int64_t end) {
     }
     view.data = ordered.data() - begin * view.row_bytes;  // kernels read the rows of their columns alone
   }
-  linears_[pending.linear]->pack(view, begin, end);
+  linear.pack(view, begin, end);
 }
 
 const uint8_t* Runtime::pack() {
@@ -178,7 +183,7 @@ const uint8_t* Runtime::pack() {
     const auto& [index, begin, end] = pieces[i];
     const Pending& pending = added[index];
     try {
-      pack_columns(pending, begin, end);
+      pack_columns(*linears_[pending.linear], pending.weight, pending.interleaved_heads, begin, end);
     } catch (...) {
       const std::lock_guard lock(mutex);
       error = std::current_exception();

@@ -42,6 +42,13 @@ struct KvCache {
   KvFormat format;
 };
 
+// Bytes that a linear's packed form takes among others.
+size_t packed_room(const Linear& linear);
+
+// Pack columns [begin, end) of a weight whose rows may be stored as the rotary pairs of so many heads: see
+// `Runtime::add_linear`.
+void pack_columns(Linear& linear, const WeightView& weight, int64_t interleaved_heads, int64_t begin, int64_t end);
+
 class Runtime {
  public:
   Runtime(int num_threads, Isa isa, Activation activation, const Limits& limits, const KvCache& cache);
@@ -106,6 +113,8 @@ class Runtime {
   const Kernels& kernels;
 
  private:
+  friend class StagedWeights;
+
   struct Pending {
     int linear;
     WeightView weight;
@@ -114,12 +123,13 @@ class Runtime {
   };
 
   std::vector<Pending> place(uint8_t* memory);
-  void pack_columns(const Pending& pending, int64_t begin, int64_t end);
 
   std::vector<std::unique_ptr<Linear>> linears_;
+  std::vector<Format> formats_;   // of each linear, as it was stored
+  std::vector<uint8_t*> places_;  // of each linear, in `packed_`
   std::vector<Pending> pending_;
   std::vector<Pages> packed_;  // one for each call of `pack`
-  std::vector<Table> tables_;
+  std::deque<Table> tables_;   // a deque: plans refer to its elements
   std::vector<std::vector<float>> vectors_;
   std::deque<Rotation> rotations_;
   Pages kv_pages_;

@@ -73,15 +73,16 @@ class FailingExecutor(SimulatedExecutor):
         raise RuntimeError("injected")
 
 
-def solo_run(prompt, params, index, max_len):
-    """The tokens and end of one sample, from the hash function alone."""
+def solo_run(prompt, params, index, max_len, salts):
+    """The tokens and end of one sample, from the hash function alone; its i-th token from the weights `salts[i]`, and
+    tokens beyond them from the last."""
     tokens = list(prompt)
     ends = set(params.stop_token_ids) | (set() if params.ignore_eos else set(EOS))
     while True:
         outputs = tokens[len(prompt) :]
         banned = tuple(ends) if len(outputs) < params.min_tokens else ()
         row = SampleRow(params, derive_seed(params.seed, index), len(outputs), banned_ids=banned)
-        token = next_token(tokens, row, VOCAB_SIZE)
+        token = next_token(tokens, row, VOCAB_SIZE, salts[min(len(outputs), len(salts) - 1)])
         tokens.append(token)
         if token in ends and len(outputs) + 1 >= params.min_tokens:
             return tokens[len(prompt) :], "stop"
@@ -124,6 +125,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.requests: dict[str, Request] = {}
         self.outputs: dict[tuple[str, int], list[int]] = {}
         self.unfinished: dict[str, set[int]] = {}
+        self.salts: dict[tuple[str, int], list[int]] = {}
         self.num_added = 0
         for prompt, params in asked:
             self.add(prompt, params)
@@ -145,7 +147,8 @@ class EngineMachine(RuleBasedStateMachine):
             return
         self.requests[request.request_id] = request
         self.unfinished[request.request_id] = set(range(params.n))
-        self.outputs.update({(request.request_id, index): [] for index in range(params.n)})
+        for index in range(params.n):
+            self.outputs[request.request_id, index], self.salts[request.request_id, index] = [], []
 
     @rule(count=st.integers(1, 8))
     def step(self, count):
@@ -187,6 +190,16 @@ class EngineMachine(RuleBasedStateMachine):
         self.engine.clear_prefix_cache()
         self.step_once()
 
+    @rule(salt=st.integers(1, 3))
+    def install_weights(self, salt):
+        """A weight's version is its salt here. All KV is computed again, so each token is that of its version alone."""
+        staged = self.executor.stage_weights({"salt": salt})
+        self.engine.install_weights(staged, salt, recompute=True)
+        self.engine.check_integrity()
+        assert self.engine.snapshot().kv_blocks_cached == 0
+        self.seen["weights"] += 1
+        self.step_once()
+
     @invariant()
     def everything_is_accounted_for(self):
         if hasattr(self, "engine"):
@@ -204,6 +217,7 @@ class EngineMachine(RuleBasedStateMachine):
             match event:
                 case TokenEvent():
                     self.outputs[event.request_id, event.index].append(event.token_id)
+                    self.salts[event.request_id, event.index].append(event.weight_version)
                     asked = self.requests[event.request_id].params.logprobs
                     assert (event.logprob is None) == (asked is None)
                     assert len(event.top) == (asked or 0)
@@ -222,7 +236,8 @@ class EngineMachine(RuleBasedStateMachine):
         num_prompt = len(request.prompt_ids)
         max_tokens = request.params.max_tokens
         longest = self.pool_tokens + 1 if max_tokens is None else num_prompt + max_tokens
-        return solo_run(request.prompt_ids, request.params, index, min(30, longest))
+        salts = [*self.salts[request_id, index], self.engine.weight_version]
+        return solo_run(request.prompt_ids, request.params, index, min(30, longest), salts)
 
     def end_sample(self, event):
         unfinished = self.unfinished[event.request_id]
@@ -271,5 +286,5 @@ def test_engine_machine(report_figure):
             break
     report_figure(f"engine state machine, {round_seed + 1} rounds: {dict(EngineMachine.seen)}")
     assert EngineMachine.seen["steps"] >= MIN_STEPS
-    rare = ("finished", "failed", "cancelled", "stop strings", "preempted", "cached tokens", "rejected")
+    rare = ("finished", "failed", "cancelled", "stop strings", "preempted", "cached tokens", "rejected", "weights")
     assert all(EngineMachine.seen[what] >= 20 for what in rare), EngineMachine.seen

@@ -56,6 +56,8 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._num_added = 0
         self._metrics = EngineMetrics()
+        self.weight_version = 0
+        """Of the weights that the next step runs with: 0 for those it was made with."""
 
     @property
     def vocab_size(self) -> int:
@@ -174,8 +176,23 @@ class Engine:
     # -- State ------------------------------------------------------------------------------------------------------
 
     def clear_prefix_cache(self) -> int:
-        """Forget cached prefixes that no running sequence uses, as after a change of weights; how many blocks."""
+        """Forget cached prefixes that no running sequence uses; how many blocks."""
         return self._kv.clear_cache()
+
+    def install_weights(self, staged: object, version: int, *, recompute: bool) -> None:
+        """Run the next step, and those after it, with other weights. What was cached is never found again.
+
+        Args:
+            staged: from the executor's `stage_weights`; holds the old weights afterwards.
+            version: what the tokens to come are to carry.
+            recompute: compute what running sequences have so far again, with the new weights (they count as preempted);
+                else they go on from the keys and values that the old weights gave.
+        """
+        self._executor.swap_weights(staged)
+        self.weight_version = version
+        if recompute:
+            self._scheduler.preempt_all()
+        self._kv.retire_cache()
 
     def snapshot(self) -> EngineSnapshot:
         """Counters, histograms and gauges of this moment."""
@@ -213,15 +230,15 @@ class Engine:
                 self._metrics.cached_tokens += sequence.num_cached_tokens
                 self._metrics.prefix_misses[sequence.blocks.miss.reason.value] += 1
 
-    @staticmethod
-    def _token_event(sequence: Sequence, token_id: int, result: StepResult, row: int) -> TokenEvent:
+    def _token_event(self, sequence: Sequence, token_id: int, result: StepResult, row: int) -> TokenEvent:
         request = sequence.request
         num_top = request.params.logprobs
         if num_top is None:
-            return TokenEvent(request.request_id, sequence.index, token_id)
+            return TokenEvent(request.request_id, sequence.index, token_id, None, (), self.weight_version)
         ids, logprobs = result.top_ids[row, :num_top].tolist(), result.top_logprobs[row, :num_top].tolist()
         top = tuple((top_id, logprob) for top_id, logprob in zip(ids, logprobs, strict=True) if top_id >= 0)
-        return TokenEvent(request.request_id, sequence.index, token_id, float(result.logprobs[row]), top)
+        logprob = float(result.logprobs[row])
+        return TokenEvent(request.request_id, sequence.index, token_id, logprob, top, self.weight_version)
 
     def _finish(self, sequence: Sequence, reason: FinishReason) -> FinishedEvent:
         """End a sample, and its request if it is the last."""

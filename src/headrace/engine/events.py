@@ -14,6 +14,7 @@ class TokenEvent:
     Attributes:
         logprob: of the token under the raw distribution; None where no logprobs were asked.
         top: (token id, logprob) of the most likely tokens, best first, as many as were asked.
+        weight_version: of the weights that the step ran with (`Engine.install_weights`).
     """
 
     request_id: str
@@ -21,6 +22,7 @@ class TokenEvent:
     token_id: int
     logprob: float | None = None
     top: tuple[tuple[int, float], ...] = ()
+    weight_version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """What the engine needs of whatever runs its steps."""
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from headrace.engine.step import Step, StepResult
 
@@ -28,6 +29,21 @@ class Executor(Protocol):
 
     def execute(self, step: Step) -> StepResult:
         """Run one step. Writes KV only into the step's own blocks. Raises on failure, leaving the pool usable."""
+        ...
+
+    def stage_weights(self, weights: Mapping[str, Any]) -> object:
+        """Make other values of all parameters ready to run, beside whatever runs; on any thread.
+
+        Args:
+            weights: one stored tensor per parameter, in the number format that the parameter has now.
+
+        Raises, and nothing changes, for tensors that cannot take the place of the present ones.
+        """
+        ...
+
+    def swap_weights(self, staged: object) -> None:
+        """Between two steps, exchange the weights for what `stage_weights` made, which then holds the old ones: a
+        second swap brings them back. Takes microseconds; cannot fail half-way."""
         ...
 
     def close(self) -> None:

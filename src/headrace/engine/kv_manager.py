@@ -26,10 +26,19 @@ class SequenceBlocks:
         miss: why there are no more of them; readable by all.
     """
 
-    __slots__ = ("blocks", "capacity", "miss", "node", "num_cached_tokens", "num_shared", "row")
+    __slots__ = ("blocks", "capacity", "miss", "node", "num_cached_tokens", "num_shared", "row", "tree")
 
-    def __init__(self, row: int, node: Node | None, shared: list[int], num_cached_tokens: int, miss: Miss) -> None:
+    def __init__(
+        self,
+        row: int,
+        tree: PrefixTree | None,
+        node: Node | None,
+        shared: list[int],
+        num_cached_tokens: int,
+        miss: Miss,
+    ) -> None:
         self.row = row  # of the manager's block table
+        self.tree = tree  # None: prefixes are not cached
         self.node = node
         self.blocks = shared
         self.num_shared = len(shared)
@@ -51,7 +60,8 @@ class KVManager:
         """`max_len`: tokens that one sequence may come to hold."""
         self.block_size = block_size
         self._pool = BlockPool(num_blocks)
-        self._tree = PrefixTree(block_size, _REMEMBERED_PER_BLOCK * num_blocks) if enable_prefix_caching else None
+        self._tree = self._new_tree() if enable_prefix_caching else None
+        self._retired: list[PrefixTree] = []  # nobody finds anything in them; their blocks go when their users go
         width = min(num_blocks, self._num_blocks_for(max_len))
         self._table: Int32 = np.full((max_num_seqs, width), -1, np.int32)
         self._free_rows = list(range(max_num_seqs - 1, -1, -1))
@@ -73,7 +83,7 @@ class KVManager:
 
     @property
     def num_cached(self) -> int:
-        """Blocks in the prefix tree, in use or idle."""
+        """Blocks that sequences to come can find, in use or idle."""
         return self._tree.num_blocks if self._tree else 0
 
     def open(self, tokens: Tokens[int]) -> SequenceBlocks | None:
@@ -87,7 +97,7 @@ class KVManager:
         if self._tree is None:
             if num_needed > self.num_available:
                 return None
-            opened = SequenceBlocks(self._free_rows.pop(), None, [], 0, Miss(MissReason.OFF, 0))
+            opened = SequenceBlocks(self._free_rows.pop(), None, None, [], 0, Miss(MissReason.OFF, 0))
         else:
             match = self._tree.match(tokens, max_cached)
             if num_needed - len(match.blocks) > self.num_available - match.num_idle:
@@ -95,7 +105,7 @@ class KVManager:
             miss = self._tree.explain(tokens, max_cached, match)
             node = self._tree.lock(match)
             num_cached_tokens = len(match.blocks) * self.block_size
-            opened = SequenceBlocks(self._free_rows.pop(), node, match.blocks, num_cached_tokens, miss)
+            opened = SequenceBlocks(self._free_rows.pop(), self._tree, node, match.blocks, num_cached_tokens, miss)
             for block in opened.blocks:
                 self._pool.share(block)
             self._table[opened.row, : opened.num_shared] = opened.blocks
@@ -129,7 +139,7 @@ class KVManager:
         """
         num_full = num_computed // self.block_size
         start = opened.num_shared
-        if self._tree is None or num_full == start:
+        if opened.tree is None or opened.tree is not self._tree or num_full == start:
             return
         assert opened.node is not None
         own = opened.blocks[start:num_full]
@@ -149,8 +159,10 @@ class KVManager:
         self._free_rows.append(opened.row)
         for block in opened.blocks:
             self._pool.release(block)
-        if self._tree is not None and opened.node is not None:
-            self._tree.unlock(opened.node)
+        if opened.tree is not None and opened.node is not None:
+            opened.tree.unlock(opened.node)
+            if opened.tree is not self._tree:
+                self._drain(opened.tree)
 
     def block_tables(self, sequences: list[SequenceBlocks]) -> Int32:
         """int32 [S, B], one row per sequence, padded with -1 to the longest; a copy."""
@@ -159,24 +171,39 @@ class KVManager:
 
     def clear_cache(self) -> int:
         """Evict every idle block from the tree; how many there were. Blocks in use stay."""
-        num_evicted = self._tree.num_idle if self._tree else 0
-        for _ in range(num_evicted):
-            assert self._tree is not None
-            self._pool.release(self._tree.evict())
-        return num_evicted
+        return self._evict_idle(self._tree) if self._tree else 0
+
+    def retire_cache(self) -> int:
+        """Let no sequence find what was computed until now, as after a change of weights; how many blocks became free.
+
+        Sequences that are open keep the blocks they have. What they go on to compute is theirs alone: it follows from
+        old blocks and new weights, and so from when the change came.
+        """
+        if self._tree is None:
+            return 0
+        retired, self._tree = self._tree, self._new_tree()
+        self._retired.append(retired)
+        return self._drain(retired)
 
     def check_integrity(self) -> None:
         """Assert that every block is accounted for exactly once, and that all counts and tables agree."""
         self._pool.check_integrity()
         holders = [0] * self.num_blocks
         in_tree: set[int] = set()
+        trees = [self._tree, *self._retired] if self._tree is not None else []
+        for tree in trees:
+            tree.check_integrity(
+                [opened.node for opened in self._live.values() if opened.tree is tree and opened.node is not None]
+            )
+            in_tree |= {block for node in tree.nodes() for block in node.blocks}
+            for node in tree.nodes():
+                for block in node.blocks:
+                    holders[block] += 1
+        assert not any(tree.num_idle for tree in self._retired), "a retired tree keeps idle blocks"
         if self._tree is not None:
-            users = [opened.node for opened in self._live.values() if opened.node is not None]
-            assert len(users) == len(self._live), "a sequence does not hold its place in the tree"
-            self._tree.check_integrity(users)
-            in_tree = {block for node in self._tree.nodes() for block in node.blocks}
-        for block in in_tree:
-            holders[block] += 1
+            assert all(opened.tree in trees and opened.node for opened in self._live.values()), (
+                "a sequence does not hold its place in a tree"
+            )
         for opened in self._live.values():
             self._check_sequence(opened, in_tree)
             for block in opened.blocks:
@@ -202,6 +229,23 @@ class KVManager:
             path[:0] = node.blocks
             node = node.parent
         assert path == opened.blocks[: opened.num_shared], "a sequence's path in the tree is not its blocks"
+
+    def _new_tree(self) -> PrefixTree:
+        return PrefixTree(self.block_size, _REMEMBERED_PER_BLOCK * self.num_blocks)
+
+    def _evict_idle(self, tree: PrefixTree) -> int:
+        num_evicted = tree.num_idle
+        for _ in range(num_evicted):
+            self._pool.release(tree.evict())
+        return num_evicted
+
+    def _drain(self, retired: PrefixTree) -> int:
+        """Free what nobody uses any more of a retired tree, and forget the tree with its last user."""
+        num_evicted = self._evict_idle(retired)
+        if not any(opened.tree is retired for opened in self._live.values()):
+            assert retired.num_blocks == 0, "blocks of a tree outlive its users"
+            self._retired.remove(retired)
+        return num_evicted
 
     def _num_blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -79,6 +79,11 @@ class Scheduler:
         if sequence.index == 0 and self._held and sequence.num_computed >= sequence.num_prompt_tokens:
             self._release_held(sequence.serial)
 
+    def preempt_all(self) -> None:
+        """Take the blocks of every running sequence; all wait to be computed again."""
+        while self._running:
+            self._preempt_last()
+
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, whatever its state, and free its blocks."""
         if sequence.blocks is not None:

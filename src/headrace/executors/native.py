@@ -12,7 +12,7 @@ from headrace.engine.step import Int32, Step, StepResult
 from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block
 from headrace.executors.native_plan import CompiledPlan, compile_plan
 from headrace.executors.native_sampling import EncodedRows, SamplingEncoder
-from headrace.executors.native_weights import PackedWeights
+from headrace.executors.native_weights import PackedWeights, StagedUpdate
 from headrace.executors.weight_cache import WeightCache
 from headrace.graph.ir import Graph, Rows
 from headrace.numerics.tensor import RawTensor
@@ -140,6 +140,25 @@ class NativeExecutor:
         counts = {Rows.TOKENS: len(step.token_ids), Rows.SAMPLED: len(step.sample_rows)}
         taps = {name: compiled.plan.read(view, counts[compiled.tap_rows[name]]) for name, view in compiled.taps.items()}
         return StepResult(result.token_ids, result.logprobs, result.top_ids, result.top_logprobs, taps)
+
+    def stage_weights(self, weights: Mapping[str, RawTensor]) -> StagedUpdate:
+        """Pack other values of all parameters, in the formats that they have now, on the calling thread.
+
+        Takes as much memory again as the packed weights. Raises ExecutorError for tensors of other formats or shapes,
+        and CapacityError where memory does not suffice.
+        """
+        self._open()
+        try:
+            return self._weights.stage(weights)
+        except MemoryError as error:
+            raise CapacityError(
+                "The system refused the memory for a second set of weights.", "Free as much as the weights take."
+            ) from error
+
+    def swap_weights(self, staged: StagedUpdate) -> None:
+        """Exchange the weights between two steps; `staged` then holds those that ran until now."""
+        self._open()
+        self._weights.swap(staged)
 
     def describe(self) -> dict[str, Any]:
         """What was chosen and what it takes: threads, instruction set, kernels per shape, bytes, ops, last barriers."""

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from headrace._native import Runtime, packed_bytes
+from headrace._native import Runtime, StagedWeights, packed_bytes
 from headrace.base.errors import ExecutorError
 from headrace.executors.weight_cache import WeightCache, sample_of
 from headrace.graph.ir import Graph, RopeTable
@@ -44,6 +45,32 @@ def _no_kernel(name: str, error: Exception) -> ExecutorError:
     )
 
 
+class StagedUpdate:
+    """Packed weights that wait to be exchanged with those a runtime has. See `PackedWeights.stage`."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._staged = StagedWeights(runtime)
+        self._tables: list[npt.NDArray[np.uint8]] = []  # read in place for as long as they, or their like, are in use
+
+    def set_linear(self, number: int, tensor: RawTensor) -> None:
+        self._staged.set_linear(number, tensor.format.name, tensor.stored, tensor.shape[1], tensor.interleaved_heads)
+
+    def set_table(self, number: int, tensor: RawTensor) -> None:
+        data = tensor.data
+        self._staged.set_table(number, tensor.format.name, data, tensor.shape[1])
+        self._tables.append(data)
+
+    def set_vector(self, number: int, tensor: RawTensor) -> None:
+        self._staged.set_vector(number, np.ascontiguousarray(tensor.to_f32().reshape(-1)))
+
+    def exchange(self, held: list[npt.NDArray[np.uint8]]) -> list[npt.NDArray[np.uint8]]:
+        """Swap with the runtime; given what its tables lie in, returns what they lie in now."""
+        self._staged.exchange(self._runtime)
+        tables, self._tables = self._tables, held
+        return tables
+
+
 class PackedWeights:
     """Numbers by which plans name parameters. Each parameter is handed over once, however many nodes share it."""
 
@@ -55,6 +82,9 @@ class PackedWeights:
         self._tables: dict[str, int] = {}
         self._vectors: dict[str, int] = {}
         self._rotations: dict[RopeTable, int] = {}
+        self._table_data: list[
+            npt.NDArray[np.uint8]
+        ] = []  # of the last update; the first ones the runtime itself holds
         for node in graph.nodes:
             parts = node.integer("parts") if node.op == "linear" else 0
             for i, name in enumerate(node.params):
@@ -69,6 +99,28 @@ class PackedWeights:
             if node.op == "rope":
                 self._add_rotation(node.rope())
         self.from_cache = self._pack(weights, cache)
+
+    def stage(self, weights: Mapping[str, RawTensor]) -> StagedUpdate:
+        """Pack other values of every parameter beside running steps, on the calling thread.
+
+        Raises ExecutorError for other formats or shapes than the runtime has, MemoryError if there is no room for both.
+        """
+        update = StagedUpdate(self._runtime)
+        for numbers, set_one in (
+            (self._linears, update.set_linear),
+            (self._tables, update.set_table),
+            (self._vectors, update.set_vector),
+        ):
+            for name, number in numbers.items():
+                try:
+                    set_one(number, weights[name])
+                except (ValueError, TypeError) as error:
+                    raise ExecutorError(f"{name} cannot take the place of the one that runs: {error}.") from error
+        return update
+
+    def swap(self, update: StagedUpdate) -> None:
+        """Exchange the runtime's weights for those of `update`, which then holds the old ones. No step may run."""
+        self._table_data = update.exchange(self._table_data)
 
     def linear(self, name: str) -> int:
         return self._linears[name]

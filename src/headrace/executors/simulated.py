@@ -4,7 +4,8 @@ For engine tests, where a wrong block table, a block reused too early or a prefi
 simulation on a virtual clock, where only the price of a step matters.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -22,13 +23,21 @@ _MIX = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 _POSITION = 0xD1B54A32D192ED03
 
 
+@dataclass(slots=True)
+class StagedSalt:
+    """The one parameter of a `SimulatedExecutor`, ready to be exchanged."""
+
+    salt: int
+
+
 class SimulatedExecutor:
     """Keeps a KV pool of (token, position, hash of the context up to here) and believes nothing that it can check.
 
-    The hash of a context is ``sum(mix(token + position * P))`` modulo 2^64 over its tokens, so a slot extends the one
-    before it, and a whole batch is a cumulative sum. The token distribution at a context with hash h ranks tokens
-    ``h mod V, h mod V + 1, …`` (modulo the vocabulary V) from most to least likely; sampling at a temperature above 0
-    picks any of them by ``mix(h, seed, index)``. Penalties, bias and truncation have no effect.
+    The hash of a context is ``sum(mix(token + position * P + salt))`` modulo 2^64 over its tokens, so a slot extends
+    the one before it, and a whole batch is a cumulative sum. The salt, 0 at first, stands for a model's weights. The
+    token distribution at a context with hash h ranks tokens ``h mod V, h mod V + 1, …`` (modulo the vocabulary V) from
+    most to least likely; sampling at a temperature above 0 picks any of them by ``mix(h, seed, index)``. Penalties,
+    bias and truncation have no effect.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class SimulatedExecutor:
         self._clock = clock
         self._cost = cost
         self._verify = verify
+        self._salt = 0
         self._tokens: Int64 = np.full(num_blocks * block_size, -1, np.int64)
         self._positions: Int64 = np.full(num_blocks * block_size, -1, np.int64)
         self._hashes: UInt64 = np.zeros(num_blocks * block_size, np.uint64)
@@ -78,6 +88,15 @@ class SimulatedExecutor:
             self._clock.advance(self._cost(step))
         return self._sample(hashes[step.sample_rows], step.sampling)
 
+    def stage_weights(self, weights: Mapping[str, int]) -> StagedSalt:
+        """The salt is the only parameter."""
+        if weights.keys() != {"salt"}:
+            raise InvalidRequestError(f"The weights are {sorted(weights)}, not salt alone.", "Give the salt.")
+        return StagedSalt(weights["salt"])
+
+    def swap_weights(self, staged: StagedSalt) -> None:
+        self._salt, staged.salt = staged.salt, self._salt
+
     def close(self) -> None:
         """Holds nothing."""
 
@@ -95,7 +114,7 @@ class SimulatedExecutor:
         assert (step.positions == first[sequences] + offsets).all(), "a sequence's positions are not consecutive"
         slots = self._slots(step, sequences, step.positions)
         assert len(np.unique(slots)) == len(slots), "two rows write one slot"
-        running = np.cumsum(_contribution(step.token_ids, step.positions), dtype=np.uint64)
+        running = np.cumsum(_contribution(step.token_ids, step.positions, self._salt), dtype=np.uint64)
         before_batch = np.concatenate([np.zeros(1, np.uint64), running])[starts]
         hashes: UInt64 = running + (self._hash_before(step, first) - before_batch)[sequences]
         self._tokens[slots], self._positions[slots], self._hashes[slots] = step.token_ids, step.positions, hashes
@@ -117,7 +136,7 @@ class SimulatedExecutor:
             slots = self._slots(step, np.full(length, sequence), positions)
             tokens = self._tokens[slots]
             assert (self._positions[slots] == positions).all(), "a context's blocks are out of order or overwritten"
-            expected = np.cumsum(_contribution(tokens, positions), dtype=np.uint64)
+            expected = np.cumsum(_contribution(tokens, positions, self._salt), dtype=np.uint64)
             assert (self._hashes[slots] == expected).all(), "a block holds the KV of another context"
             row = np.searchsorted(step.sample_rows, step.seq_starts[sequence + 1] - 1)
             if row < len(step.sample_rows) and step.sample_rows[row] == step.seq_starts[sequence + 1] - 1:
@@ -158,9 +177,11 @@ class SimulatedExecutor:
         )
 
 
-def next_token(context_ids: Sequence[int], row: SampleRow, vocab_size: int) -> int:
+def next_token(context_ids: Sequence[int], row: SampleRow, vocab_size: int, salt: int = 0) -> int:
     """What `SimulatedExecutor` must choose after `context_ids`, in plain integers: the truth for tests."""
-    contributions = (_mix((token + position * _POSITION) & _MASK64) for position, token in enumerate(context_ids))
+    contributions = (
+        _mix((token + position * _POSITION + salt) & _MASK64) for position, token in enumerate(context_ids)
+    )
     context_hash = sum(contributions) & _MASK64
     token_id = (context_hash % vocab_size + _rank(context_hash, row, vocab_size)) % vocab_size
     while token_id in row.banned_ids:
@@ -180,9 +201,10 @@ def _logprobs(hashes: UInt64, ranks: Int64) -> Float32:
     return (-0.5 - 0.25 * ranks - (hashes >> np.uint64(40)) * 2.0**-24).astype(np.float32)
 
 
-def _contribution(token_ids: npt.NDArray[np.integer], positions: npt.NDArray[np.integer]) -> UInt64:
+def _contribution(token_ids: npt.NDArray[np.integer], positions: npt.NDArray[np.integer], salt: int) -> UInt64:
     """A token's part of its context's hash: `_mix` over arrays, wrapping modulo 2^64."""
-    z = token_ids.astype(np.uint64) + positions.astype(np.uint64) * np.uint64(_POSITION) + np.uint64(_GAMMA)
+    z = token_ids.astype(np.uint64) + positions.astype(np.uint64) * np.uint64(_POSITION) + np.uint64(salt)
+    z = z + np.uint64(_GAMMA)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_MIX[0])
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_MIX[1])
     return z ^ (z >> np.uint64(31))

@@ -1,6 +1,7 @@
 """The reference executor: interprets a graph node by node over torch, on a CPU or any other device torch knows."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -62,7 +63,8 @@ class TorchExecutor:
         self._graph = graph
         self._device = torch.device(device)
         self._dead_after = _dead_after(graph)
-        self._params = dict(_load(graph, weights, DTYPES[dtype], self._device))
+        self._dtype = DTYPES[dtype]
+        self._params = dict(_load(graph, weights, self._dtype, self._device))
         self._kv = tuple(
             KVCache.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), _KV_DTYPES[kv_format], self._device)
             for kv in graph.kv_layers
@@ -78,6 +80,14 @@ class TorchExecutor:
         values = self._run(step)
         made = sampler.sample(values[self._graph.output], step.sampling)
         return StepResult(*made, taps={name: values[name] for name in step.taps})
+
+    def stage_weights(self, weights: Mapping[str, RawTensor]) -> "StagedParams":
+        """Decode other values of all parameters. Takes as much memory again as the weights."""
+        return StagedParams(dict(_load(self._graph, weights, self._dtype, self._device)))
+
+    def swap_weights(self, staged: "StagedParams") -> None:
+        """Exchange the weights between two steps; `staged` then holds those that ran until now."""
+        self._params, staged.params = staged.params, self._params
 
     def close(self) -> None:
         """Drop the weights and the KV pool. Idempotent; no step may follow."""
@@ -100,6 +110,13 @@ class TorchExecutor:
             for name in self._dead_after[node.name]:
                 del live[name]
         return kept
+
+
+@dataclass(slots=True)
+class StagedParams:
+    """Decoded parameters that wait to be exchanged with those an executor has."""
+
+    params: dict[str, Tensor]
 
 
 def _load(

@@ -32,9 +32,11 @@ class Faulty(SimulatedExecutor):
         return fault(result)
 
 
-def made(*, num_blocks=64, **config):
+def made(*, num_blocks=64, verify=True, **config):
     clock = VirtualClock()
-    executor = Faulty(num_blocks=num_blocks, block_size=4, vocab_size=VOCAB_SIZE, clock=clock, cost=lambda step: 1.0)
+    executor = Faulty(
+        num_blocks=num_blocks, block_size=4, vocab_size=VOCAB_SIZE, clock=clock, cost=lambda step: 1.0, verify=verify
+    )
     return Engine(executor, EngineConfig(max_model_len=100, **config), clock=clock), executor
 
 
@@ -55,11 +57,11 @@ def tokens_of(events, name, index=0):
     return [e.token_id for e in events if isinstance(e, TokenEvent) and (e.request_id, e.index) == (name, index)]
 
 
-def solo(prompt, count, temperature=0.0, seed=None):
+def solo(prompt, count, temperature=0.0, seed=None, salt=0):
     tokens = list(prompt)
     for index in range(count):
         row = SampleRow(SamplingParams(temperature=temperature), seed or 0, index)
-        tokens.append(next_token(tokens, row, VOCAB_SIZE))
+        tokens.append(next_token(tokens, row, VOCAB_SIZE, salt))
     return tokens[len(prompt) :]
 
 
@@ -294,3 +296,28 @@ def test_histograms_hold_a_value_on_its_bound():
     for value in (0.5, 1.0, 1.5, 9.0):
         histogram.observe(value)
     assert (histogram.counts, histogram.count, histogram.total) == ([2, 1, 1], 4, 12.0)
+
+
+def test_new_weights_between_two_steps_with_and_without_computing_again():
+    for recompute in (False, True):
+        engine, executor = made(verify=False)
+        engine.add(request("a", range(10), max_tokens=4))
+        events = engine.step() + engine.step()
+        engine.install_weights(executor.stage_weights({"salt": 7}), 3, recompute=recompute)
+        engine.check_integrity()
+        events += drain(engine)
+        tokens = [event for event in events if isinstance(event, TokenEvent)]
+        assert [event.weight_version for event in tokens] == [0, 0, 3, 3]
+        fresh = solo([*range(10), *solo(range(10), 2)], 1, salt=7)
+        assert ([tokens[2].token_id] == fresh) is recompute, "old keys and values, or new ones"
+        assert engine.snapshot().metrics.preemptions == recompute
+
+
+def test_swapping_weights_twice_brings_the_old_ones_back():
+    engine, executor = made()
+    staged = executor.stage_weights({"salt": 7})
+    for version, salt in ((1, 7), (0, 0)):
+        engine.install_weights(staged, version, recompute=True)
+        engine.add(request("a", range(10), max_tokens=1))
+        (token, _) = drain(engine)
+        assert ([token.token_id], token.weight_version) == (solo(range(10), 1, salt=salt), version)

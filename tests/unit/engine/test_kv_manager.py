@@ -138,3 +138,24 @@ def test_closing_twice_is_caught():
     kv.close(opened)
     with pytest.raises(AssertionError, match="closed twice"):
         kv.close(opened)
+
+
+def test_what_is_retired_is_never_found_again_and_goes_with_its_users():
+    kv = made(8)
+    kv.close(computed(kv, [1, 2, 3, 4]))
+    user = computed(kv, [5, 6, 7])
+    assert kv.retire_cache() == 2, "the two idle blocks; the one in use stays"
+    kv.check_integrity()
+    assert (kv.num_cached, kv.num_available) == (0, 6)
+    for tokens in ([1, 2, 3], [5, 6, 7]):
+        opened = kv.open(tokens)
+        assert (opened.num_cached_tokens, opened.miss.reason) == (0, MissReason.UNSEEN)
+        kv.close(opened)
+    kv.grow(user, 8)
+    kv.commit(user, [5, 6, 7, 8, 9, 10, 11, 12], 8)
+    assert kv.num_cached == 0, "from old blocks and new weights: its own alone"
+    kv.retire_cache()
+    kv.check_integrity()
+    kv.close(user)
+    kv.check_integrity()
+    assert kv.num_available == 8
