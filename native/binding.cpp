@@ -30,6 +30,7 @@ using namespace headrace;
 
 void bind_files(nb::module_& m);
 void bind_linear(nb::module_& m);
+void bind_quantize(nb::module_& m);
 
 namespace {
 
@@ -423,6 +424,7 @@ NB_MODULE(_native, m) {
       "arithmetic"_a, "isa"_a, "num_threads"_a, "seconds"_a = 0.1, nb::call_guard<nb::gil_scoped_release>());
   bind_files(m);
   bind_linear(m);
+  bind_quantize(m);
   bind_runtime(m);
   bind_staged_weights(m);
   bind_plan(m);

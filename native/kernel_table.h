@@ -18,9 +18,12 @@
   double exp_weights(const float*, int64_t, double, double, double*);                                 \
   double exp_weights_f64(const double*, int64_t, double, double, double*);                            \
   int64_t places_at_least(const double*, int64_t, double, int32_t*);                                  \
+  void quantize_bf16(const IntegerGroups&, const uint16_t*, int64_t, uint8_t*);                       \
+  void quantize_f32(const IntegerGroups&, const float*, int64_t, uint8_t*);                           \
   inline Kernels make_kernels() {                                                                     \
-    return {rms_norm, rope, glu,     add,         scale,           write_kv,       attend,            \
-            join,     peak, sum_exp, exp_weights, exp_weights_f64, places_at_least};                  \
+    return {rms_norm,        rope,          glu,         add,     scale,       write_kv,              \
+            attend,          join,          peak,        sum_exp, exp_weights, exp_weights_f64,       \
+            places_at_least, quantize_bf16, quantize_f32};                                            \
   }                                                                                                   \
   }
 

@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "linear.h"
+#include "quantize.h"
 
 namespace headrace {
 
@@ -117,6 +118,9 @@ struct Kernels {
   double (*exp_weights_f64)(const double* x, int64_t n, double peak, double temperature, double* weights);
   // The places of all weights of at least `lowest`, ascending; returns how many.
   int64_t (*places_at_least)(const double* weights, int64_t n, double lowest, int32_t* places);
+  // Round `count` values, a whole number of groups, to blocks.
+  void (*quantize_bf16)(const IntegerGroups& groups, const uint16_t* values, int64_t count, uint8_t* blocks);
+  void (*quantize_f32)(const IntegerGroups& groups, const float* values, int64_t count, uint8_t* blocks);
 };
 
 // The table for an available instruction set (AMX machines use the AVX-512 one).

@@ -38,6 +38,17 @@ def linear_test(
 def linear_benchmark(
     format: str, raw: Bytes, x: Float32, isa: str, activation: str, threads: int, copies: int, repeats: int
 ) -> dict[str, Any]: ...
+def quantize_rows(
+    values: npt.NDArray[np.uint16] | Float32,
+    bits: int,
+    symmetric: bool,
+    group: int,
+    scale: str,
+    steps: float,
+    low: int,
+    high: int,
+    isa: str = "",
+) -> Bytes: ...
 
 class Runtime:
     def __init__(
