@@ -32,16 +32,21 @@ METADATA: dict[str, Any] = {
 
 
 def write_model(
-    folder: Path, without: Sequence[str] = (), more: Sequence[str] = (), matrices: str = "f32", **metadata: Any
+    folder: Path,
+    without: Sequence[str] = (),
+    more: Sequence[str] = (),
+    matrices: str = "f32",
+    seed: int = 0,
+    **metadata: Any,
 ) -> str:
     """Write it, lacking some of its tensors, holding more than it has a use for; returns the file's path.
 
-    `matrices` is their number format; keys of the metadata have ``__`` for a dot.
+    `matrices` is their number format, `seed` that of their values; keys of the metadata have ``__`` for a dot.
     """
     values = METADATA | {key.replace("__", "."): value for key, value in metadata.items()}
     spec = load_spec(values | {"general.architecture": "llama"}, "gguf", tensors={})
     params = build_graph(spec).params
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     shapes = {source.name: params[name].shape for name, source in sources(spec, "gguf").items()}
     tensors = {
         name: draw.normal(scale=0.3, size=shape).astype(np.float32)
@@ -49,4 +54,5 @@ def write_model(
         if name not in without
     }
     stored = {name: quantized(v, matrices) if v.ndim == 2 else v for name, v in tensors.items()}
+    folder.mkdir(exist_ok=True)
     return str(write_tiny_gguf(folder / "tiny.gguf", values, stored))

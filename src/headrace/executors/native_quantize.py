@@ -1,4 +1,4 @@
-"""Rounding to integer schemes by the native kernel: the bits of `numerics.quantize`, at the speed of a weight update."""
+"""Rounding to integer schemes by the native kernel: the bits of `numerics.quantize`, fast enough for weight updates."""
 
 import numpy as np
 

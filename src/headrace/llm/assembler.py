@@ -19,15 +19,19 @@ class SampleAssembler:
         self._stop = StopChecker(stop) if stop else None
         self._wants_logprobs = wants_logprobs
         self._token_ids: list[int] = []
+        self._versions: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._text = ""
 
-    def push(self, token_id: int, logprob: TokenLogprob | None, *, visible: bool = True) -> str | None:
-        """Take one token; returns the stop string that it completed, if any.
+    def push(
+        self, token_id: int, logprob: TokenLogprob | None, weight_version: int, *, visible: bool = True
+    ) -> str | None:
+        """Take one token, and of which weights it is; returns the stop string that it completed, if any.
 
         `visible` is false for a token that ended the output and is not part of its text.
         """
         self._token_ids.append(token_id)
+        self._versions.append(weight_version)
         if logprob is not None:
             self._logprobs.append(logprob)
         if not visible:
@@ -49,8 +53,10 @@ class SampleAssembler:
     ) -> Delta:
         """What has come together since the last call."""
         logprobs = self._logprobs if self._wants_logprobs else None
-        delta = Delta(self.index, self._text, self._token_ids, logprobs, finish_reason, stop_reason, metrics)
-        self._text, self._token_ids, self._logprobs = "", [], []
+        delta = Delta(
+            self.index, self._text, self._token_ids, logprobs, finish_reason, stop_reason, metrics, self._versions
+        )
+        self._text, self._token_ids, self._logprobs, self._versions = "", [], [], []
         return delta
 
     def _emit(self, text: str) -> str | None:

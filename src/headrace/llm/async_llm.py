@@ -6,6 +6,7 @@ import itertools
 import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -17,8 +18,9 @@ from headrace.llm.collector import Collector
 from headrace.llm.config import LLMConfig
 from headrace.llm.inbox import Inbox
 from headrace.llm.outputs import Delta, RequestOutput
+from headrace.llm.refit import WeightSource, WeightUpdate
 from headrace.llm.runtime import Output, Prompt
-from headrace.llm.served_model import ServedModel
+from headrace.llm.served_model import ServedModel, UpdateOptions
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +51,10 @@ class AsyncLLM(ServedModel):
         self._served_name = served_model_name
         self._numbers = itertools.count()
         self._inboxes: dict[str, tuple[Inbox, int]] = {}  # and the choice that the request's first sample is in it
-        self._wake = threading.Condition()  # guards the next three
+        self._wake = threading.Condition()  # guards the next four
         self._submitted: list[tuple[str, list[int], SamplingParams]] = []
         self._cancelled: list[str] = []
+        self._commands: list[tuple[Callable[[], WeightUpdate], Future[WeightUpdate]]] = []
         self._closing = False
         self._cause: BaseException | None = None  # what ended the engine's thread, if that was not `aclose`
         self._num_rounds = 0
@@ -162,6 +165,37 @@ class AsyncLLM(ServedModel):
         prompt_ids = await asyncio.to_thread(self.render_chat, messages, **template_arguments)
         return await self.generate(prompt_ids, params)
 
+    async def update_weights(self, source: WeightSource, **options: Any) -> WeightUpdate:
+        """Replace all weights while requests run. Reading and packing happen on a thread of their own, the exchange on
+        the engine's, between two steps. Not undone by cancelling the caller once that has been asked for.
+
+        See `headrace.LLM.update_weights`.
+        """
+        await self.start()
+        return await asyncio.to_thread(self._update, source, UpdateOptions(**options))
+
+    async def rollback_weights(self, *, running: str = "continue") -> WeightUpdate:
+        """Go back to the weights before the last update: see `headrace.LLM.rollback_weights`."""
+        await self.start()
+        return await asyncio.to_thread(self._update, None, UpdateOptions(running=running))
+
+    def _update(self, source: WeightSource | None, options: UpdateOptions) -> WeightUpdate:
+        with self._one_update():
+            if source is None:
+                return self._between_steps(lambda: self._roll_back(options))
+            staged, update = self._stage(source, options)
+            return self._between_steps(lambda: self._install(staged, update, options))
+
+    def _between_steps(self, command: Callable[[], WeightUpdate]) -> WeightUpdate:
+        """Have the engine's thread call something before its next step, and wait for it."""
+        done: Future[WeightUpdate] = Future()
+        with self._wake:
+            if self._closing:
+                raise self._refusal()
+            self._commands.append((command, done))
+            self._wake.notify()
+        return done.result()
+
     async def _check(self, prompt: Prompt, params: SamplingParams) -> list[int]:
         if len(prompt) > LONG_PROMPT:
             return await asyncio.to_thread(self._runtime.check_prompt, prompt, params)
@@ -210,6 +244,7 @@ class AsyncLLM(ServedModel):
         """Requests and cancellations, then a step, until closed. An unforeseen error fails every open request."""
         try:
             while self._wait_for_work():
+                self._run_commands()
                 outputs = self._admit()
                 self._num_rounds += 1
                 outputs += self._runtime.step()
@@ -219,15 +254,29 @@ class AsyncLLM(ServedModel):
         except BaseException as error:
             log.exception("the engine stopped")
             self._cause = error
-        self._closing = True
+        with self._wake:
+            self._closing = True
+        for _, done in self._commands:  # none comes any more
+            done.set_exception(self._refusal())
         self._post(self._fail_all)
 
     def _wait_for_work(self) -> bool:
         """Sleep while there is nothing to do; False once closed."""
         with self._wake:
-            while not (self._submitted or self._cancelled or self._runtime.has_work or self._closing):
+            while not (self._submitted or self._cancelled or self._commands or self._runtime.has_work or self._closing):
                 self._wake.wait()
         return not self._closing
+
+    def _run_commands(self) -> None:
+        with self._wake:
+            commands, self._commands = self._commands, []
+        for command, done in commands:
+            try:
+                done.set_result(command())
+            except BaseException as error:
+                done.set_exception(error)
+                if not isinstance(error, HeadraceError):
+                    raise
 
     def _admit(self) -> list[Output]:
         """Take what was submitted, drop what was cancelled; the refusals of what the engine can never run."""

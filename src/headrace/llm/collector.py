@@ -14,6 +14,7 @@ class Collector:
         self._prompt_ids = prompt_ids
         self._texts: list[list[str]] = [[] for _ in range(params.n)]
         self._token_ids: list[list[int]] = [[] for _ in range(params.n)]
+        self._versions: list[list[int]] = [[] for _ in range(params.n)]
         self._logprobs: list[list[TokenLogprob]] | None = (
             None if params.logprobs is None else [[] for _ in range(params.n)]
         )
@@ -24,6 +25,7 @@ class Collector:
         """Take the next delta."""
         self._texts[delta.index].append(delta.text)
         self._token_ids[delta.index] += delta.token_ids
+        self._versions[delta.index] += delta.weight_versions
         if self._logprobs is not None and delta.logprobs is not None:
             self._logprobs[delta.index] += delta.logprobs
         if delta.finish_reason is not None:
@@ -52,4 +54,5 @@ class Collector:
             logprobs=None if self._logprobs is None else self._logprobs[index],
             finish_reason=end.finish_reason,
             stop_reason=end.stop_reason,
+            weight_versions=self._versions[index],
         )

@@ -75,4 +75,5 @@ def merge(deltas: list[Delta]) -> Delta:
         finish_reason=last.finish_reason,
         stop_reason=last.stop_reason,
         metrics=last.metrics,
+        weight_versions=[version for delta in deltas for version in delta.weight_versions],
     )

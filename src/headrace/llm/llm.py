@@ -15,8 +15,9 @@ from headrace.llm.config import LLMConfig
 from headrace.llm.interrupts import interrupts_deferred
 from headrace.llm.outputs import Delta, RequestOutput
 from headrace.llm.progress import progress
+from headrace.llm.refit import WeightSource, WeightUpdate
 from headrace.llm.runtime import Output, Prompt
-from headrace.llm.served_model import ServedModel
+from headrace.llm.served_model import ServedModel, UpdateOptions
 
 
 class LLM(ServedModel):
@@ -113,6 +114,34 @@ class LLM(ServedModel):
         finally:
             self._forget([request_id])
 
+    def update_weights(self, source: WeightSource, **options: Any) -> WeightUpdate:
+        """Replace all weights while requests run. Steps of other threads go on until the exchange, between two of them.
+
+        Args:
+            source: a GGUF file or Hugging Face folder of this model's shape, or the tensors of the latter by their
+                names there. What is served quantized is rounded anew by its scheme.
+            options: see `UpdateOptions`.
+
+        Raises HeadraceErrors, and nothing changes, if anything is missing, unknown, misshapen or damaged, or does not
+        fit in memory beside the old weights.
+        """
+        asked = UpdateOptions(**options)
+        with self._one_update():
+            self._check_open()
+            staged, update = self._stage(source, asked)
+            with self._exclusive():
+                self._check_open()
+                return self._install(staged, update, asked)
+
+    def rollback_weights(self, *, running: str = "continue") -> WeightUpdate:
+        """Go back to the weights before the last update, which must have had ``keep_previous=True``, and their version.
+
+        `running` is that of `UpdateOptions`. Raises InvalidRequestError if there are none.
+        """
+        with self._one_update(), self._exclusive():
+            self._check_open()
+            return self._roll_back(UpdateOptions(running=running))
+
     def engine_snapshot(self) -> EngineSnapshot:
         """The engine's counters and gauges, between two steps."""
         with self._exclusive():
@@ -144,10 +173,13 @@ class LLM(ServedModel):
         return f"request-{next(self._numbers)}"
 
     def _open(self, request_id: str, prompt_ids: list[int], params: SamplingParams, inbox: deque[Output]) -> None:
-        if self._refusal is not None:
-            raise self._refusal
+        self._check_open()
         self._runtime.submit(request_id, prompt_ids, params)
         self._inboxes[request_id] = inbox
+
+    def _check_open(self) -> None:
+        if self._refusal is not None:
+            raise self._refusal
 
     def _deltas(self, inbox: deque[Output], num_requests: int) -> Iterator[tuple[str, Delta]]:
         """What comes into an inbox until its requests have ended, running steps for everybody while it is empty."""

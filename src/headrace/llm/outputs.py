@@ -1,6 +1,6 @@
 """What a caller gets back: whole results, increments of a stream, and their measurements."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from headrace.engine.metrics import RequestMetrics
 
@@ -31,6 +31,7 @@ class CompletionOutput:
         logprobs: one entry per token, or None where none were asked.
         finish_reason: ``stop`` (end of sequence, stop token or stop string) or ``length``.
         stop_reason: the stop string or stop token id that ended it; None for end of sequence and length.
+        weight_versions: of the weights that gave each token (`LLM.update_weights`).
     """
 
     index: int
@@ -39,6 +40,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprob] | None
     finish_reason: str
     stop_reason: str | int | None = None
+    weight_versions: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Delta:
         finish_reason: set on the sample's last delta.
         stop_reason: see `CompletionOutput`.
         metrics: set on the last delta of the whole request.
+        weight_versions: one entry per new token.
     """
 
     index: int
@@ -76,3 +79,4 @@ class Delta:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     metrics: RequestMetrics | None = None
+    weight_versions: list[int] = field(default_factory=list)

@@ -117,7 +117,8 @@ class Runtime:
             reason, stop_reason = ("stop", matched) if matched is not None else (event.reason, event.stop_reason)
             return self._finish(request_id, index, reason, stop_reason, event.metrics)
         logprob = None if event.logprob is None else TokenLogprob(event.token_id, event.logprob, event.top)
-        matched = sample.push(event.token_id, logprob, visible=end is None or end.reason != "stop")
+        visible = end is None or end.reason != "stop"
+        matched = sample.push(event.token_id, logprob, event.weight_version, visible=visible)
         if matched is not None:
             # The engine may have ended it in this step too; then its own event is passed over, being ended already.
             done = end or self.engine.finish_sequence(request_id, index, matched)
