@@ -93,6 +93,7 @@ class FakeLLM:
             kv_blocks_total=self.num_blocks,
             kv_blocks_in_use=self.num_blocks - self.num_free_blocks,
             kv_blocks_cached=0,
+            weight_version=0,
             metrics=EngineMetrics(output_tokens=self.num_output_tokens),
         )
 

@@ -1,6 +1,7 @@
 """``headrace serve``: an OpenAI-compatible server."""
 
 import argparse
+from pathlib import Path
 
 from headrace.cli.options import add_model_arguments, llm_arguments, memory_size, positive
 
@@ -23,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cors-origin", action="append", default=[], metavar="URL", help="allow this web origin (repeatable)"
     )
+    group.add_argument(
+        "--weight-updates", type=Path, metavar="DIR", help="take new weights from below this folder (POST /v1/weights)"
+    )
     group.add_argument("--no-access-log", action="store_true", help="no line per request")
 
 
@@ -37,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         max_body_bytes=args.max_body,
         cors_origins=tuple(args.cors_origin),
         access_log=not args.no_access_log,
+        weight_updates=args.weight_updates,
     )
     with reserve_port(config.host, config.port) as listener:  # before the model: a taken port is known at once
         from headrace.llm.async_llm import AsyncLLM

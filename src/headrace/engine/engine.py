@@ -203,6 +203,7 @@ class Engine:
             kv_blocks_total=self._kv.num_blocks,
             kv_blocks_in_use=self._kv.num_blocks - self._kv.num_available,
             kv_blocks_cached=self._kv.num_cached,
+            weight_version=self.weight_version,
             metrics=self._metrics.snapshot(),
         )
 

@@ -126,6 +126,7 @@ class EngineSnapshot:
         num_waiting: sequences without: new, preempted, or held for a sibling's prompt.
         kv_blocks_in_use: held by sequences.
         kv_blocks_cached: in the prefix tree, in use or idle.
+        weight_version: of the weights that the next step runs with.
         metrics: the counters and histograms so far.
     """
 
@@ -134,6 +135,7 @@ class EngineSnapshot:
     kv_blocks_total: int
     kv_blocks_in_use: int
     kv_blocks_cached: int
+    weight_version: int
     metrics: EngineMetrics
 
     @property

@@ -23,6 +23,7 @@ from headrace.serve.model import AsyncModel, Prompt, TokenTexts
 from headrace.serve.openapi import body_of
 from headrace.serve.protocol import ChatRequest, CompletionRequest, SamplingFields
 from headrace.serve.replies import ChatChoice, Choice, CompletionChoice, EventWriter, ReplyHead, whole_reply
+from headrace.serve.weights import weights_router
 
 
 class Api:
@@ -33,6 +34,7 @@ class Api:
         self.config = config
         self.gate = Gate(llm, config.max_queue)
         self.started = int(time.time())
+        self.with_versions = config.weight_updates is not None
         identity = f"{headrace.__version__}/{llm.model_name}".encode()
         self.fingerprint = f"fp_{hashlib.sha256(identity).hexdigest()[:10]}"
 
@@ -75,15 +77,18 @@ class Api:
         )
         generation = Generation(llm=self.llm, prompts=prompts, params=params, request_id=head.id)
         if body.stream:
-            return EventStream(generation, EventWriter(head, choices, include_usage=body.include_usage), record)
+            writer = EventWriter(head, choices, include_usage=body.include_usage, with_versions=self.with_versions)
+            return EventStream(generation, writer, record)
         outputs = await generate_all(generation, request.receive, record)
-        return Response(whole_reply(head, choices, outputs), media_type="application/json")
+        reply = whole_reply(head, choices, outputs, with_versions=self.with_versions)
+        return Response(reply, media_type="application/json")
 
 
 def build_routers(llm: AsyncModel, config: ServerConfig, metrics: ServerMetrics) -> list[APIRouter]:
     """The API, which may ask for a key, and the probes, which never do."""
     api = Api(llm, config)
-    return [_openai_router(api), _probe_router(api, metrics)]
+    updates = [weights_router(llm, config, _key_check(config.api_key))] if config.weight_updates is not None else []
+    return [_openai_router(api), *updates, _probe_router(api, metrics)]
 
 
 def _openai_router(api: Api) -> APIRouter:

@@ -11,15 +11,19 @@ from starlette.exceptions import HTTPException
 from headrace.base.errors import (
     CancelledRequestError,
     CapacityError,
+    CheckpointError,
     HeadraceError,
     InvalidRequestError,
     ModelNotFoundError,
     TemplateError,
+    UnsupportedModelError,
 )
 
 STATUS_OF = {
     InvalidRequestError: 400,
     TemplateError: 400,
+    CheckpointError: 400,
+    UnsupportedModelError: 400,
     ModelNotFoundError: 404,
     CapacityError: 503,
     CancelledRequestError: 503,
@@ -27,7 +31,7 @@ STATUS_OF = {
 }
 """The status of an error is that of the first class among its bases that stands here."""
 
-_STATUS_OF_CODE = {"shutting_down": 503, "engine_stopped": 503}
+_STATUS_OF_CODE = {"shutting_down": 503, "engine_stopped": 503, "update_in_progress": 409}
 """Errors whose code says more than their class."""
 
 CLIENT_CLOSED_REQUEST = 499

@@ -44,6 +44,7 @@ def _gauges(engine: EngineSnapshot) -> Iterator[str]:
         ("kv_blocks_total", engine.kv_blocks_total, "KV blocks in the pool."),
         ("kv_blocks_in_use", engine.kv_blocks_in_use, "KV blocks that sequences hold."),
         ("kv_blocks_cached", engine.kv_blocks_cached, "KV blocks in the prefix cache, in use or idle (evictable)."),
+        ("weight_version", engine.weight_version, "Of the weights that run; 0 for those it was loaded with."),
         ("kv_usage_ratio", engine.kv_usage, "Share of the KV blocks that sequences hold, 0 to 1."),
     ):
         yield from _family(f"headrace_{name}", "gauge", text, [({}, value)])

@@ -8,6 +8,7 @@ from headrace.engine.metrics import EngineSnapshot
 from headrace.engine.sampling import SamplingParams
 from headrace.llm.inbox import Inbox
 from headrace.llm.outputs import RequestOutput
+from headrace.llm.refit import WeightUpdate
 
 Prompt = str | list[int]
 
@@ -55,6 +56,19 @@ class AsyncModel(Protocol):
 
     async def generate(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None) -> RequestOutput:
         """The finished request; cancelling the caller frees its KV blocks at once."""
+        ...
+
+    @property
+    def weight_version(self) -> int:
+        """Of the weights that the next step runs with."""
+        ...
+
+    async def update_weights(self, source: str, **options: Any) -> WeightUpdate:
+        """Replace all weights between two steps: see `headrace.LLM.update_weights`."""
+        ...
+
+    async def rollback_weights(self, *, running: str = "continue") -> WeightUpdate:
+        """Go back to the weights before the last update."""
         ...
 
     def render_chat(self, messages: list[dict[str, Any]]) -> list[int]:

@@ -27,7 +27,9 @@ MAX_LOGIT_BIASES = 1024
 MAX_METADATA = 16
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A body in which every field is known and of its very type."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     @model_validator(mode="before")
@@ -108,20 +110,20 @@ TokenIds = Annotated[list[int] | None, BeforeValidator(_as_token_ids)]
 Empty = Annotated[None, BeforeValidator(_no_items)]
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides its increments."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """Free text is the only format."""
 
     type: Literal["text"]
 
 
-class SamplingFields(_Strict):
+class SamplingFields(Strict):
     """Fields that both endpoints share; null means the default."""
 
     model: str
@@ -182,7 +184,7 @@ def _token_biases(biases: dict[str, float]) -> dict[int, float]:
     return {int(key): bias for key, bias in biases.items()}
 
 
-class Message(_Strict):
+class Message(Strict):
     """One turn. What an assistant's message carries besides text may be null, so that answers can be sent back."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -120,7 +120,9 @@ class CompletionChoice:
         return {"text": self._echo + text}
 
 
-def whole_reply(head: ReplyHead, choices: Sequence[Choice], outputs: Sequence[RequestOutput]) -> bytes:
+def whole_reply(
+    head: ReplyHead, choices: Sequence[Choice], outputs: Sequence[RequestOutput], *, with_versions: bool
+) -> bytes:
     """The body of a reply that is not streamed; choices are numbered prompt by prompt."""
     samples = [sample for output in outputs for sample in output.outputs]
     listed = [
@@ -129,6 +131,7 @@ def whole_reply(head: ReplyHead, choices: Sequence[Choice], outputs: Sequence[Re
             **choice.whole(sample.text),
             "logprobs": None if sample.logprobs is None else choice.logprobs(sample.logprobs),
             "finish_reason": sample.finish_reason,
+            **({"weight_versions": sample.weight_versions} if with_versions else {}),
         }
         for index, (choice, sample) in enumerate(zip(choices, samples, strict=True))
     ]
@@ -137,14 +140,20 @@ def whole_reply(head: ReplyHead, choices: Sequence[Choice], outputs: Sequence[Re
 
 
 class EventWriter:
-    """A reply as server-sent events."""
+    """A reply as server-sent events.
 
-    def __init__(self, head: ReplyHead, choices: Sequence[Choice], *, include_usage: bool) -> None:
+    With versions, a chunk says of which weights the tokens are that came since the last chunk of its choice.
+    """
+
+    def __init__(
+        self, head: ReplyHead, choices: Sequence[Choice], *, include_usage: bool, with_versions: bool = False
+    ) -> None:
         self._choices = choices
         self._include_usage = include_usage
         self._head = "data: " + encode(head.fields(choices[0].chunk_kind))[:-1] + ',"choices":['
         self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
         self._opened: set[int] = set()
+        self._versions: dict[int, list[int]] | None = {i: [] for i in range(len(choices))} if with_versions else None
 
     def events(self, index: int, delta: Delta) -> str:
         """The chunks for what a choice gained; empty where it gained nothing that can be shown yet."""
@@ -154,11 +163,17 @@ class EventWriter:
             self._opened.add(index)
             members = choice.opening()
             opening = self._chunk(index, members, "null", "null") if members else ""
+        if self._versions is not None:
+            self._versions[index] += delta.weight_versions
         if not (delta.text or delta.logprobs or delta.finish_reason):
             return opening
         logprobs = encode(choice.logprobs(delta.logprobs)) if delta.logprobs else "null"
         finish = f'"{delta.finish_reason}"' if delta.finish_reason else "null"
-        return opening + self._chunk(index, choice.more(delta.text), logprobs, finish)
+        more = choice.more(delta.text)
+        if self._versions is not None:
+            more += f',"weight_versions":{encode(self._versions[index])}'
+            self._versions[index] = []
+        return opening + self._chunk(index, more, logprobs, finish)
 
     def ending(self, metrics: Sequence[RequestMetrics]) -> bytes:
         """The usage, if it was asked for, and the end mark."""

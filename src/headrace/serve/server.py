@@ -24,6 +24,8 @@ from headrace.serve.metrics import ServerMetrics
 from headrace.serve.model import AsyncModel
 from headrace.serve.openapi import describe
 from headrace.serve.port import BACKLOG, reserve_port
+from headrace.serve.protocol import ChatRequest, CompletionRequest
+from headrace.serve.weights import RollbackRequest, UpdateRequest
 
 _LOG = logging.getLogger("headrace.serve")
 
@@ -37,7 +39,8 @@ def create_app(llm: AsyncModel, config: ServerConfig) -> FastAPI:
     metrics = ServerMetrics()
     for router in build_routers(llm, config, metrics):
         app.include_router(router)
-    describe(app)
+    updates = (UpdateRequest, RollbackRequest) if config.weight_updates is not None else ()
+    describe(app, (ChatRequest, CompletionRequest, *updates))
     app.add_exception_handler(HeadraceError, answer_headrace_error)
     app.add_exception_handler(HTTPException, answer_routing_error)
     if config.cors_origins:

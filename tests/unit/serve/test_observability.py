@@ -16,7 +16,14 @@ from tests.support.http_client import ask, ask_all, chat_body
 
 
 def snapshot(**fields):
-    empty = {"num_running": 0, "num_waiting": 0, "kv_blocks_total": 10, "kv_blocks_in_use": 0, "kv_blocks_cached": 0}
+    empty = {
+        "num_running": 0,
+        "num_waiting": 0,
+        "kv_blocks_total": 10,
+        "kv_blocks_in_use": 0,
+        "kv_blocks_cached": 0,
+        "weight_version": 0,
+    }
     return EngineSnapshot(**{**empty, "metrics": EngineMetrics(), **fields})
 
 
