@@ -2,10 +2,17 @@
 // is why scales are multiplied in the order that it uses and this file is compiled without floating-point contraction.
 #include "formats.h"
 
+#include <array>
+#include <atomic>
 #include <cassert>
 #include <cstring>
+#include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <vector>
+
+#include "row_blocks.h"
 
 namespace headrace {
 namespace {
@@ -142,7 +149,28 @@ constexpr KDecoder kKDecoders[] = {q2_k, q3_k, q4_k, q5_k, q6_k};
 
 KDecoder k_decoder(Format format) { return kKDecoders[static_cast<int>(format) - static_cast<int>(Format::q2_k)]; }
 
-// One block of any quantized format.
+// The row blocks that were asked for: entries are added, never changed, so that they are read without a lock.
+constexpr int kMostRowBlocks = 1024;
+std::array<std::atomic<const RowBlocks*>, kMostRowBlocks> row_block_formats{};
+std::mutex row_block_mutex;
+
+const RowBlocks& row_blocks_of(Format format) {
+  const int index = static_cast<int>(format) - static_cast<int>(Format::row_blocks);
+  return *row_block_formats[index].load(std::memory_order_acquire);
+}
+
+Format row_blocks_named(const std::string& name) {
+  const std::lock_guard lock(row_block_mutex);
+  int i = 0;
+  for (const RowBlocks* known; i < kMostRowBlocks && (known = row_block_formats[i].load()); ++i) {
+    if (known->name == name) return static_cast<Format>(static_cast<int>(Format::row_blocks) + i);
+  }
+  if (i == kMostRowBlocks) throw std::invalid_argument("too many number formats");
+  row_block_formats[i].store(new RowBlocks(name), std::memory_order_release);  // for as long as the process lives
+  return static_cast<Format>(static_cast<int>(Format::row_blocks) + i);
+}
+
+// One block of any quantized format but row blocks.
 void decode_block(Format format, const uint8_t* block, int8_t* q, float* scale, float* offset) {
   if (!is_k_quant(format)) return kDecoders[static_cast<int>(format)](block, q, scale, offset);
   const FormatTraits& t = traits(format);
@@ -156,13 +184,15 @@ void decode_block(Format format, const uint8_t* block, int8_t* q, float* scale, 
 
 }  // namespace
 
-const FormatTraits& traits(Format format) { return kTraits[static_cast<int>(format)]; }
+const FormatTraits& traits(Format format) {
+  return is_row_blocks(format) ? row_blocks_of(format).traits : kTraits[static_cast<int>(format)];
+}
 
 Format format_named(const std::string& name) {
   for (int i = 0; i <= static_cast<int>(Format::q6_k); ++i) {
     if (name == kTraits[i].name) return static_cast<Format>(i);
   }
-  throw std::invalid_argument("no kernel reads the number format '" + name + "'");
+  return row_blocks_named(name);
 }
 
 void decode_k_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, KScales* scales) {
@@ -175,9 +205,14 @@ void decode_k_quants(Format format, const uint8_t* row, int64_t features, int8_t
 void decode_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, float* scale, float* offset) {
   const FormatTraits& t = traits(format);
   assert(t.group > 0 && features % t.block == 0);
+  if (is_row_blocks(format)) return row_blocks_of(format).decode(row, features, q, scale, offset);
   for (int64_t i = 0; i < features; i += t.block, row += t.block_bytes) {
     decode_block(format, row, q + i, scale + i / t.group, offset + i / t.group);
   }
+}
+
+void decode_zero_points(Format format, const uint8_t* row, int64_t features, int8_t* zero) {
+  row_blocks_of(format).decode_zero_points(row, features, zero);
 }
 
 void decode_row(Format format, const uint8_t* row, int64_t features, float* out) {
@@ -196,6 +231,7 @@ void decode_row(Format format, const uint8_t* row, int64_t features, float* out)
       break;
   }
   assert(features % t.block == 0);
+  if (is_row_blocks(format)) return row_blocks_of(format).decode_values(row, features, out);
   int8_t q[256];
   float scale[16], offset[16];
   for (int64_t i = 0; i < features; i += t.block, row += t.block_bytes, out += t.block) {

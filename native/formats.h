@@ -9,6 +9,9 @@
 
 namespace headrace {
 
+// What holds a scale without loss.
+enum class ScaleType : uint8_t { f32, bf16, f16 };
+
 // A quantized row is groups of small integers: w = scale * q, or scale * q + offset.
 struct FormatTraits {
   const char* name;
@@ -18,6 +21,10 @@ struct FormatTraits {
   int min_q, max_q;  // range of q; |q| <= 128, so every q is exact in bf16
   bool has_offset;
   bool f16_scales;  // scale and offset are stored as f16, not computed from a product
+  // Of row blocks. Codes above q are e4m3 bytes where `is_e4m3`.
+  ScaleType scales = ScaleType::f16;
+  bool has_zero_points = false;  // offsets are -scale * zero point
+  bool is_e4m3 = false;
 };
 
 const FormatTraits& traits(Format format);
@@ -32,7 +39,11 @@ struct KScales {
 };
 
 // Blocks of K-quants hold two levels of scales.
-constexpr bool is_k_quant(Format format) { return format >= Format::q2_k; }
+constexpr bool is_k_quant(Format format) { return format >= Format::q2_k && format <= Format::q6_k; }
+
+// Groups of one scale, which may be as long as rows. Kernels see them as several groups of 32 or 16 with equal scales,
+// and e2m1 codes as whole halves.
+constexpr bool is_row_blocks(Format format) { return format >= Format::row_blocks; }
 
 // Decode `features` values of a row of K-quants to integers and one KScales per block.
 void decode_k_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, KScales* scales);
@@ -40,6 +51,9 @@ void decode_k_quants(Format format, const uint8_t* row, int64_t features, int8_t
 // Decode `features` values of a quantized row to integers and one scale (and offset, if the format has them; else
 // untouched) per group. `features` must be a multiple of the format's block.
 void decode_quants(Format format, const uint8_t* row, int64_t features, int8_t* q, float* scale, float* offset);
+
+// Of a row of blocks with zero points, those of each group: q - zero is a multiple of the scale.
+void decode_zero_points(Format format, const uint8_t* row, int64_t features, int8_t* zero);
 
 // Internal linkage, here and below: files compiled for different instruction sets must not share code.
 // IEEE half to single, exact for every input. Branch-free so that loops over it vectorize on any target.

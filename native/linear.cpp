@@ -7,6 +7,7 @@
 #include <cstring>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "formats.h"
 #include "isa.h"
@@ -28,6 +29,7 @@ Payload payload_of(Format format) {
   if (format == Format::f16) return Payload::f16;
   if (format == Format::bf16) return Payload::bf16;
   const FormatTraits& t = traits(format);
+  if (t.is_e4m3) return Payload::e4m3;
   return t.max_q - t.min_q < 16 ? Payload::u4 : Payload::i8;
 }
 
@@ -40,6 +42,7 @@ int64_t panel_bytes(Payload payload, int64_t features) {
     case Payload::bf16:
       return features * kPanel * 2;
     case Payload::i8:
+    case Payload::e4m3:
       return features * kPanel;
     default:
       return features * kPanel / 2;
@@ -63,10 +66,10 @@ F32Kernel f32_kernel(Isa isa) {
 }
 
 const char* f32_kernel_name(Isa isa, Payload payload) {
-  static constexpr const char* kNames[3][5] = {
-      {"portable f32", "portable f16", "portable bf16", "portable w8", "portable w4"},
-      {"avx2 f32", "avx2 f16", "avx2 bf16", "avx2 w8", "avx2 w4"},
-      {"avx512 f32", "avx512 f16", "avx512 bf16", "avx512 w8", "avx512 w4"},
+  static constexpr const char* kNames[3][6] = {
+      {"portable f32", "portable f16", "portable bf16", "portable w8", "portable w4", "portable fp8"},
+      {"avx2 f32", "avx2 f16", "avx2 bf16", "avx2 w8", "avx2 w4", "avx2 fp8"},
+      {"avx512 f32", "avx512 f16", "avx512 bf16", "avx512 w8", "avx512 w4", "avx512 fp8"},
   };
   return kNames[static_cast<int>(isa)][static_cast<int>(payload)];
 }
@@ -86,8 +89,7 @@ class F32Linear final : public Linear {
     out_features = out;
     in_features = in;
     // Where there are no integer kernels, inputs in fixed point are multiplied as the f32 numbers that they stand for.
-    const bool exact = is_fixed_point(activation) && t.group == 0;
-    form = {isa, exact ? Activation::f32 : activation, is_fixed_point(activation) ? t.group : 0, 0};
+    form = {isa, activation, is_fixed_point(activation) ? t.group : 0, 0};
     kernel = f32_kernel_name(isa, payload);
     packed_bytes = data_bytes_ + scale_bytes_ * (t.has_offset ? 2 : 1);
     run_ = f32_kernel(isa);
@@ -138,17 +140,16 @@ class F32Linear final : public Linear {
 
   void pack_quants(Format format, const uint8_t* row, int64_t panel, int64_t lane, uint8_t* out) {
     const FormatTraits& t = traits(format);
-    constexpr int64_t kMaxBlock = 256;
-    int8_t q[kMaxBlock];
-    float scale[kMaxBlock / 16], offset[kMaxBlock / 16];
+    std::vector<int8_t> q(t.block);
+    std::vector<float> scale(t.block / t.group), offset(t.block / t.group);
     for (int64_t k = 0; k < in_features; k += t.block, row += t.block_bytes) {
-      decode_quants(format, row, t.block, q, scale, offset);
+      decode_quants(format, row, t.block, q.data(), scale.data(), offset.data());
       for (int i = 0; i < t.block / t.group; ++i) {
         const int64_t at = ((panel * in_features + k) / t.group + i) * kPanel + lane;
         scales_[at] = scale[i];
         if (t.has_offset) offsets_[at] = offset[i];
       }
-      if (weights_.payload == Payload::i8) {
+      if (weights_.payload != Payload::u4) {
         for (int i = 0; i < t.block; ++i) out[(k + i) * kPanel + lane] = static_cast<uint8_t>(q[i]);
       } else {
         for (int i = 0; i < t.block; i += 2) {
@@ -261,17 +262,19 @@ std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t
   if (!isa_available(isa)) {
     throw std::invalid_argument(std::string("instruction set ") + isa_name(isa) + " is not available here");
   }
+  const bool has_int_layout = t.group != 0 && (!is_row_blocks(format) || (t.group == 32 && !t.is_e4m3));
+  if (!has_int_layout && is_fixed_point(activation)) activation = Activation::f32;
 #ifdef HEADRACE_X86
-  if (t.group != 0 && activation == Activation::int16 && isa == Isa::amx) {
+  // Row blocks leave tiles alone: what has not been measured there is not chosen there.
+  if (activation == Activation::int16 && isa == Isa::amx && !is_row_blocks(format)) {
     return make_fixed_linear(format, out_features, in_features);
   }
-  if (t.group != 0 && is_fixed_point(activation) && (isa >= Isa::avx512_vnni || isa == Isa::avx2)) {
+  if (is_fixed_point(activation) && (isa >= Isa::avx512_vnni || isa == Isa::avx2)) {
     return make_int_linear(format, out_features, in_features, std::min(isa, Isa::avx512_vnni), activation);
   }
   // AMX multiplies bf16: exact for bf16 and quantized weights, a rounding for f32 and f16, which stay in f32.
-  if (isa == Isa::amx && format != Format::f32 && format != Format::f16) {
-    const Activation read = is_fixed_point(activation) ? Activation::f32 : activation;  // the weights are bf16
-    return make_amx_linear(format, out_features, in_features, read);
+  if (isa == Isa::amx && format != Format::f32 && format != Format::f16 && !is_row_blocks(format)) {
+    return make_amx_linear(format, out_features, in_features, activation);
   }
 #endif
   return std::make_unique<F32Linear>(format, out_features, in_features, std::min(isa, Isa::avx512), activation);

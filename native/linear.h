@@ -13,13 +13,14 @@ namespace headrace {
 
 enum class Isa : uint8_t { portable, avx2, avx512, avx512_vnni, amx };
 
-// Number formats as checkpoints hold them (GGUF block layouts; plain rows for f32, f16, bf16).
-enum class Format : uint8_t { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k };
+// Number formats as checkpoints hold them: plain rows for f32, f16, bf16; GGUF block layouts; from `row_blocks` on, the
+// members of the family of headrace.numerics.row_blocks that were asked for by name (`format_named`).
+enum class Format : uint16_t { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, row_blocks };
 
 // Precision in which a linear reads its activations.
 //   f32    exactly, or as two bf16 halves, which keep 2^-17 of each value (amx)
 //   int16  fixed point of 16 bits, of the largest magnitude in each scale group of a quantized weight, or of each row
-//          (amx); plain weights read f32
+//          (amx); read as f32 by plain weights, and by row blocks of e4m3 or in groups of 16
 //   bf16   rounded to bf16
 //   int8   like int16, of 8 bits
 enum class Activation : uint8_t { f32, int16, bf16, int8 };

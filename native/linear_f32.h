@@ -8,9 +8,10 @@ namespace headrace {
 
 // Weights in panels of 16 columns, so that a vector lane is an output column. Within a panel:
 //   f32, f16, bf16, i8   payload[k][16]
+//   e4m3                 payload[k][16]
 //   u4                   payload[k / 2][16], even k in the low nibbles; codes are q - min_q
 struct PanelWeights {
-  enum class Payload : uint8_t { f32, f16, bf16, i8, u4 };
+  enum class Payload : uint8_t { f32, f16, bf16, i8, u4, e4m3 };
   Payload payload;
   int64_t out_features, in_features;
   int64_t group;        // features per scale; 0: none

@@ -44,21 +44,24 @@ class IntLinear final : public Linear {
   IntLinear(Format format, int64_t out, int64_t in, Isa isa, Activation activation) {
     const FormatTraits& t = traits(format);
     const int codes = t.max_q - t.min_q + 1;
-    const int bits = codes <= 16 ? 4 : codes <= 64 ? 6 : 8, vectors = t.has_offset ? 2 : 1;
+    const int bits = codes <= 16 ? 4 : codes <= 64 ? 6 : 8;
     IntWeights& w = weights_;
     w.payload = bits == 4 ? Payload::u4 : bits == 6 ? Payload::u6 : Payload::u8;
     w.has_offset = t.has_offset;
     w.two_levels = is_k_quant(format);
+    w.zero_points = t.has_zero_points;
+    w.scales = t.scales == ScaleType::f16 && w.zero_points ? ScaleType::f32 : t.scales;  // no kernels of its own
     w.activation = activation;
     w.min_q = t.min_q;
     w.out_features = out;
     w.in_features = in;
     w.group = t.group;
-    w.block = w.two_levels ? t.block : t.group;
-    w.header_bytes = w.two_levels ? vectors * kIntPanel * 2 : 0;
+    w.block = w.two_levels ? t.block : t.group;  // of row blocks, a group is a part of a block
+    w.header_bytes = w.two_levels ? (t.has_offset ? 2 : 1) * kIntPanel * 2 : 0;
     w.payload_bytes = t.group * kIntPanel * bits / 8;
-    w.scale_bytes = kIntPanel * (w.two_levels ? 1 : 2);
-    w.group_bytes = w.payload_bytes + w.scale_bytes * vectors;
+    w.scale_bytes = kIntPanel * (w.two_levels ? 1 : w.scales == ScaleType::f32 ? 4 : 2);
+    w.offset_bytes = !t.has_offset ? 0 : w.zero_points ? kIntPanel : w.scale_bytes;
+    w.group_bytes = w.payload_bytes + w.scale_bytes + w.offset_bytes;
     w.block_bytes = w.header_bytes + w.block / w.group * w.group_bytes;
     w.panel_bytes = in / w.block * w.block_bytes;
 
@@ -98,9 +101,11 @@ class IntLinear final : public Linear {
         : codes(kIntPanel * features),
           scales(kIntPanel * features / group),
           offsets(scales.size()),
+          zeros(scales.size()),
           k(kIntPanel * (features + 255) / 256) {}
     std::vector<uint8_t> codes;
     std::vector<float> scales, offsets;
+    std::vector<int8_t> zeros;
     std::vector<KScales> k;
   };
 
@@ -113,6 +118,7 @@ class IntLinear final : public Linear {
     } else {
       decode_quants(format, row, in_features, q, rows.scales.data() + lane * groups,
                     rows.offsets.data() + lane * groups);
+      if (weights_.zero_points) decode_zero_points(format, row, in_features, rows.zeros.data() + lane * groups);
     }
     for (int64_t k = 0; k < in_features; ++k) codes[k] = static_cast<uint8_t>(codes[k] - weights_.min_q);
   }
@@ -131,8 +137,12 @@ class IntLinear final : public Linear {
           if (w.has_offset) offsets[lane] = static_cast<uint8_t>(k.min[g % per_block]);
         } else {
           const int64_t at = lane * (in_features / w.group) + g;
-          store_f16(rows.scales[at], scales + 2 * lane);
-          if (w.has_offset) store_f16(rows.offsets[at], offsets + 2 * lane);
+          store_scale(rows.scales[at], lane, scales);
+          if (w.zero_points) {
+            offsets[lane] = static_cast<uint8_t>(rows.zeros[at]);
+          } else if (w.has_offset) {
+            store_f16(rows.offsets[at], offsets + 2 * lane);
+          }
         }
       }
     }
@@ -176,6 +186,16 @@ class IntLinear final : public Linear {
         store((quad_of(lane, quad) & kHigh) >> 4 | (quad_of(lane, quad + 1) & kHigh) >> 2 |
               (quad_of(lane, quad + 2) & kHigh) | (quad_of(lane, quad + 3) & kHigh) << 2);
       }
+    }
+  }
+
+  void store_scale(float value, int64_t lane, uint8_t* out) const {
+    if (weights_.scales == ScaleType::f16) return store_f16(value, out + 2 * lane);
+    if (weights_.scales == ScaleType::f32) {
+      std::memcpy(out + 4 * lane, &value, sizeof value);
+    } else {
+      const uint16_t bits = f32_to_bf16(value);
+      std::memcpy(out + 2 * lane, &bits, sizeof bits);
     }
   }
 

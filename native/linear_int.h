@@ -7,26 +7,30 @@
 // += float(sum) * (weight scale * input scale), and for weights with offsets y += offset * (sum of the group's inputs).
 #pragma once
 
+#include "formats.h"
 #include "linear.h"
 
 namespace headrace {
 
 // Weights in panels of 16 columns; a panel is a sequence of blocks, of one group each or, of K-quants, of 256 features:
 //   K-quants: d f16 [16], and dmin, if the format has offsets; then for each group
-//   payload | scales [16] | offsets [16], if the format has them: f16, or the int8 multiples of d and dmin
-// Codes are q - min_q. Features go by quads of four: a 64-byte vector holds the quad's four bytes of each column.
+//   payload | scales [16] | offsets [16], if the format has them
+// Scales and offsets are f16, of K-quants the int8 multiples of d and dmin; of row blocks scales are bf16, f16 or f32,
+// and in place of offsets are int8 zero points, of which the offsets are -scale * zero point. Codes are q - min_q.
+// Features go by quads of four: a 64-byte vector holds the quad's four bytes of each column.
 //   u8   one vector per quad
 //   u4   one vector per two quads, the even quad in the low nibbles
 //   u6   the low four bits as u4; then the high two, one vector per four quads
 struct IntWeights {
   enum class Payload : uint8_t { u4, u6, u8 };
   Payload payload;
-  bool has_offset, two_levels;
+  bool has_offset, two_levels, zero_points;
+  ScaleType scales;
   Activation activation;
   int32_t min_q;
   int64_t out_features, in_features, group, block;
   uint8_t* data;
-  int64_t header_bytes, payload_bytes, scale_bytes, group_bytes, block_bytes, panel_bytes;
+  int64_t header_bytes, payload_bytes, scale_bytes, offset_bytes, group_bytes, block_bytes, panel_bytes;
 };
 
 // What a row's input of one group carries beside its integers.
@@ -60,15 +64,18 @@ constexpr bool reads_words(const InputForm& form) {
 size_t int_prepared_bytes(const InputForm& form, int64_t rows, int64_t features);
 
 // How a format lays out its groups, as constants of the kernels: what IntWeights holds as variables.
-template <IntWeights::Payload P, int Group_, bool Offset_, bool TwoLevels_>
+template <IntWeights::Payload P, int Group_, bool Offset_, bool TwoLevels_, ScaleType Scales_ = ScaleType::f16,
+          bool ZeroPoints_ = false>
 struct IntLayout {
   static constexpr IntWeights::Payload kPayload = P;
   static constexpr int Group = Group_;
-  static constexpr bool Offset = Offset_, TwoLevels = TwoLevels_;
+  static constexpr bool Offset = Offset_, TwoLevels = TwoLevels_, ZeroPoints = ZeroPoints_;
+  static constexpr ScaleType Scales = Scales_;
   static constexpr int kBits = P == IntWeights::Payload::u4 ? 4 : P == IntWeights::Payload::u6 ? 6 : 8;
   static constexpr int64_t kCodeBytes = Group * kIntPanel * kBits / 8;
-  static constexpr int64_t kScaleBytes = TwoLevels ? 16 : 32;
-  static constexpr int64_t kGroupBytes = kCodeBytes + kScaleBytes * (Offset ? 2 : 1);
+  static constexpr int64_t kScaleBytes = TwoLevels ? 16 : Scales == ScaleType::f32 ? 64 : 32;
+  static constexpr int64_t kOffsetBytes = !Offset ? 0 : ZeroPoints ? 16 : kScaleBytes;
+  static constexpr int64_t kGroupBytes = kCodeBytes + kScaleBytes + kOffsetBytes;
   static constexpr int64_t kBlockGroups = TwoLevels ? 256 / Group : 1;
   static constexpr int64_t kHeaderBytes = TwoLevels ? (Offset ? 64 : 32) : 0;
   static constexpr int64_t kBlockBytes = kHeaderBytes + kBlockGroups * kGroupBytes;
@@ -86,6 +93,24 @@ inline auto with_layout(const IntWeights& w, Call call) {
                            : call(IntLayout<u6, 16, false, true>{});                                       // q6_k
     if (w.group == 32) return call(IntLayout<u4, 32, true, true>{});                                       // q4_k
     return w.has_offset ? call(IntLayout<u4, 16, true, true>{}) : call(IntLayout<u4, 16, false, true>{});  // q2_k, q3_k
+  }
+  if (w.zero_points) {
+    constexpr auto f32 = ScaleType::f32, bf16 = ScaleType::bf16;
+    if (w.payload == u4) {
+      return w.scales == f32 ? call(IntLayout<u4, 32, true, false, f32, true>{})
+                             : call(IntLayout<u4, 32, true, false, bf16, true>{});
+    }
+    return w.scales == f32 ? call(IntLayout<u8, 32, true, false, f32, true>{})
+                           : call(IntLayout<u8, 32, true, false, bf16, true>{});
+  }
+  if (w.scales == ScaleType::bf16) {
+    if (w.payload == u4) return call(IntLayout<u4, 32, false, false, ScaleType::bf16>{});
+    if (w.payload == u6) return call(IntLayout<u6, 32, false, false, ScaleType::bf16>{});  // mxfp4
+    return call(IntLayout<u8, 32, false, false, ScaleType::bf16>{});
+  }
+  if (w.scales == ScaleType::f32) {
+    return w.payload == u4 ? call(IntLayout<u4, 32, false, false, ScaleType::f32>{})
+                           : call(IntLayout<u8, 32, false, false, ScaleType::f32>{});
   }
   if (w.payload == u8) return call(IntLayout<u8, 32, false, false>{});  // q8_0
   if (w.payload == u6) {                                                // q5_1, q5_0

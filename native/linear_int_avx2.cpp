@@ -114,6 +114,10 @@ struct Shape {
 };
 
 inline __m256 load_f16_scales(const uint8_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+inline __m256 load_bf16_scales(const uint8_t* p) {
+  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
 inline __m256 load_multiples(const uint8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)));
 }
@@ -145,11 +149,16 @@ class Packed : public Shape<P, L::Group, L::Offset> {
   // As `decode_quants` computes them, bit for bit.
   __m256 scale(int half) const {
     const uint8_t* p = at_ + L::kCodeBytes + half * (L::kScaleBytes / kHalves);
+    if constexpr (L::Scales == ScaleType::f32) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    if constexpr (L::Scales == ScaleType::bf16) return load_bf16_scales(p);
     if constexpr (!L::TwoLevels) return load_f16_scales(p);
     return _mm256_mul_ps(d_[half], load_multiples(p));
   }
   __m256 offset(int half) const {
-    const uint8_t* p = at_ + L::kCodeBytes + L::kScaleBytes + half * (L::kScaleBytes / kHalves);
+    const uint8_t* p = at_ + L::kCodeBytes + L::kScaleBytes + half * (L::kOffsetBytes / kHalves);
+    if constexpr (L::ZeroPoints) {
+      return _mm256_mul_ps(scale(half), _mm256_sub_ps(_mm256_setzero_ps(), load_multiples(p)));
+    }
     if constexpr (!L::TwoLevels) return load_f16_scales(p);
     return _mm256_mul_ps(negative_dmin_[half], load_multiples(p));
   }

@@ -99,6 +99,10 @@ void prepare_words(const InputForm& form, const float* x, int64_t ldx, int64_t f
 // ---- what both kernels share ----------------------------------------------------------------------------------------
 
 inline __m512 load_f16_scales(const uint8_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+inline __m512 load_bf16_scales(const uint8_t* p) {
+  const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
 inline __m512 load_multiples(const uint8_t* p) {
   return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)));
 }
@@ -117,11 +121,17 @@ struct Layout : Base {
   }
   // As `decode_quants` computes them, bit for bit.
   static __m512 scale(const Header& h, const uint8_t* group) {
+    if constexpr (Base::Scales == ScaleType::f32) return _mm512_loadu_ps(group + Base::kCodeBytes);
+    if constexpr (Base::Scales == ScaleType::bf16) return load_bf16_scales(group + Base::kCodeBytes);
     if constexpr (!Base::TwoLevels) return load_f16_scales(group + Base::kCodeBytes);
     return _mm512_mul_ps(h.d, load_multiples(group + Base::kCodeBytes));
   }
   static __m512 offset(const Header& h, const uint8_t* group) {
     if constexpr (!Base::Offset) return _mm512_setzero_ps();
+    if constexpr (Base::ZeroPoints) {
+      const __m512 zeros = load_multiples(group + Base::kCodeBytes + Base::kScaleBytes);
+      return _mm512_mul_ps(scale(h, group), _mm512_sub_ps(_mm512_setzero_ps(), zeros));
+    }
     if constexpr (!Base::TwoLevels) return load_f16_scales(group + Base::kCodeBytes + Base::kScaleBytes);
     return _mm512_mul_ps(h.negative_dmin, load_multiples(group + Base::kCodeBytes + Base::kScaleBytes));
   }

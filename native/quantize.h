@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace headrace {
+#include "formats.h"
 
-enum class ScaleType : uint8_t { f32, bf16, f16 };
+namespace headrace {
 
 // One row block: scale | zero point, if the codes are not signed | codes of 4 or 8 bits. See
 // headrace.numerics.row_blocks.

@@ -37,6 +37,12 @@ inline Vec load_bf16(const uint16_t* p) {
 inline Vec load_i8(const int8_t* p) {
   return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
 }
+inline Vec load_e4m3(const uint8_t* p) {  // 480 where it should be NaN
+  const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+  const __m512i magnitude = _mm512_slli_epi32(_mm512_and_si512(wide, _mm512_set1_epi32(0x7f)), 20);
+  const __m512i sign = _mm512_slli_epi32(_mm512_and_si512(wide, _mm512_set1_epi32(0x80)), 24);
+  return {_mm512_mul_ps(_mm512_castsi512_ps(_mm512_or_si512(magnitude, sign)), _mm512_set1_ps(0x1p120f))};
+}
 inline void load_u4x2(const uint8_t* p, Vec& low, Vec& high) {
   const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
   low.v = _mm512_cvtepi32_ps(_mm512_and_si512(wide, _mm512_set1_epi32(15)));
@@ -69,6 +75,15 @@ inline Vec load_bf16(const uint16_t* p) { return {shift_to_f32(p), shift_to_f32(
 inline Vec load_i8(const int8_t* p) {
   return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
           _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+inline Vec load_e4m3(const uint8_t* p) {
+  const auto half = [](const uint8_t* q) {
+    const __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)q));
+    const __m256i magnitude = _mm256_slli_epi32(_mm256_and_si256(wide, _mm256_set1_epi32(0x7f)), 20);
+    const __m256i sign = _mm256_slli_epi32(_mm256_and_si256(wide, _mm256_set1_epi32(0x80)), 24);
+    return _mm256_mul_ps(_mm256_castsi256_ps(_mm256_or_si256(magnitude, sign)), _mm256_set1_ps(0x1p120f));
+  };
+  return {half(p), half(p + 8)};
 }
 inline void load_u4x2(const uint8_t* p, Vec& low, Vec& high) {
   const __m256i mask = _mm256_set1_epi32(15);
@@ -130,6 +145,12 @@ inline Vec load_bf16(const uint16_t* p) {
 inline Vec load_i8(const int8_t* p) {
   return each_quarter([=](int i) {
     return __builtin_convertvector(__builtin_convertvector(load_quarter(p + 4 * i), Quarter<int32_t>), F32x4);
+  });
+}
+inline Vec load_e4m3(const uint8_t* p) {
+  return each_quarter([=](int i) {
+    const auto wide = __builtin_convertvector(load_quarter(p + 4 * i), Quarter<uint32_t>);
+    return (F32x4)((wide & 0x7f) << 20 | (wide & 0x80) << 24) * 0x1p120f;
   });
 }
 inline void load_u4x2(const uint8_t* p, Vec& low, Vec& high) {

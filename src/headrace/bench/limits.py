@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from headrace.bench.workloads import Batch, least_steps
 from headrace.graph.cost import Cost, Formats, Workload, node_cost
 from headrace.graph.ir import Graph
-from headrace.numerics.formats import FORMATS
+from headrace.llm.loader import kernel_kind
 from headrace.plan.machine import Machine
 from headrace.plan.roofline import kernel_arithmetic, node_limits, step_limit
 
@@ -29,7 +29,7 @@ class Limits:
     Attributes:
         machine: as it was calibrated.
         graph, formats: the model, priced as it is stored.
-        is_quantized: whether most of its matrices are in block formats.
+        main_kind: which kernels most of its matrices take (`headrace.llm.loader.main_kernel_kind`).
         activation: in what precision linears read their input, as in `LLMConfig`.
         max_batched_tokens: tokens of one step.
     """
@@ -37,7 +37,7 @@ class Limits:
     machine: Machine
     graph: Graph
     formats: Formats
-    is_quantized: bool
+    main_kind: str
     activation: str
     max_batched_tokens: int
 
@@ -47,8 +47,7 @@ class Limits:
 
     def arithmetic(self, format_name: str) -> str:
         """In what the kernels multiply a matrix of that format."""
-        quantized = FORMATS[format_name].block_size > 1
-        return kernel_arithmetic(self.machine.isa, self.activation, quantized=quantized)
+        return kernel_arithmetic(self.machine.isa, self.activation, kind=kernel_kind(format_name))
 
     def step_seconds(self, work: Workload) -> float:
         """Of one step."""
@@ -95,7 +94,7 @@ class Limits:
 
     @property
     def _main_arithmetic(self) -> str:
-        return kernel_arithmetic(self.machine.isa, self.activation, quantized=self.is_quantized)
+        return kernel_arithmetic(self.machine.isa, self.activation, kind=self.main_kind)
 
 
 def _size(num_bytes: float) -> str:

@@ -18,7 +18,7 @@ from headrace.bench.workloads import uniform
 from headrace.formats.resolve import resolve_model
 from headrace.llm.config import LLMConfig
 from headrace.llm.llm import LLM
-from headrace.llm.loader import is_quantized, load_graph, stored_formats
+from headrace.llm.loader import load_graph, main_kernel_kind, stored_formats
 from headrace.plan.calibrate import calibrate_here
 from headrace.plan.load import watch
 from headrace.plan.machine import Machine
@@ -94,7 +94,7 @@ def _session(model: str | None, options: Mapping[str, Any], settings: Settings, 
         machine=machine,
         graph=graph,
         formats=stored_formats(graph, weights, options["kv_format"]),
-        is_quantized=is_quantized(graph, weights),
+        main_kind=main_kernel_kind(graph, weights),
         activation=options["activation"],
         max_batched_tokens=options["max_num_batched_tokens"],
     )

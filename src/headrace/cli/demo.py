@@ -41,13 +41,13 @@ def run(args: argparse.Namespace) -> int:
 def _against_limit(llm: "LLM", speed: float, context: int, activation: str) -> str:
     """Tokens per second of one sequence, and the share of what this machine allows with `context` cached tokens."""
     from headrace.graph.cost import Workload
-    from headrace.llm.loader import is_quantized
+    from headrace.llm.loader import main_kernel_kind
     from headrace.plan.calibrate import calibrate_here
     from headrace.plan.roofline import kernel_arithmetic, step_limit
 
     machine = calibrate_here(num_threads=llm.num_threads)[0].machine
     graph, weights = llm.model.graph, llm.model.weights
-    arithmetic = kernel_arithmetic(machine.isa, activation, quantized=is_quantized(graph, weights))
+    arithmetic = kernel_arithmetic(machine.isa, activation, kind=main_kernel_kind(graph, weights))
     step = step_limit(graph, Workload.decode(1, context), llm.formats(), machine, arithmetic)
     return (
         f"{speed:.0f} tok/s = {speed * step.seconds:.0%} of the machine's limit ({1 / step.seconds:.0f} tok/s:"

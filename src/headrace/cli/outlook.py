@@ -6,7 +6,7 @@ from typing import Any
 
 from headrace.base.errors import CapacityError
 from headrace.llm.config import LLMConfig
-from headrace.llm.loader import is_quantized, plan_model, stored_formats
+from headrace.llm.loader import main_kernel_kind, plan_model, stored_formats
 from headrace.llm.memory import MemoryPlan
 from headrace.plan.machine import Machine
 from headrace.plan.report import limit_lines, size
@@ -86,7 +86,7 @@ class Outlook:
 def outlook(model: str, machine: Machine, context_len: int) -> Outlook:
     """Raises HeadraceError subclasses for a model that cannot be found or understood."""
     plan = plan_model(model, LLMConfig())
-    used = kernel_arithmetic(machine.isa, quantized=is_quantized(plan.graph, plan.weights))
+    used = kernel_arithmetic(machine.isa, kind=main_kernel_kind(plan.graph, plan.weights))
     formats = stored_formats(plan.graph, plan.weights)
     return Outlook(
         name=plan.name,

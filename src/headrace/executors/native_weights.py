@@ -82,6 +82,7 @@ class PackedWeights:
         self._tables: dict[str, int] = {}
         self._vectors: dict[str, int] = {}
         self._rotations: dict[RopeTable, int] = {}
+        self._unpacked: list[npt.NDArray[np.uint8]] = []  # what the runtime reads until it is packed
         self._table_data: list[
             npt.NDArray[np.uint8]
         ] = []  # of the last update; the first ones the runtime itself holds
@@ -99,6 +100,7 @@ class PackedWeights:
             if node.op == "rope":
                 self._add_rotation(node.rope())
         self.from_cache = self._pack(weights, cache)
+        self._unpacked.clear()
 
     def stage(self, weights: Mapping[str, RawTensor]) -> StagedUpdate:
         """Pack other values of every parameter beside running steps, on the calling thread.
@@ -167,10 +169,12 @@ class PackedWeights:
 
     def _add_linear(self, name: str, tensor: RawTensor) -> None:
         if name not in self._linears:
+            stored = tensor.stored
+            self._unpacked.append(stored)
             try:
                 self._linears[name] = self._runtime.add_linear(
                     tensor.format.name,
-                    tensor.stored,
+                    stored,
                     tensor.shape[1],
                     mapped=tensor.is_mapped,
                     interleaved_heads=tensor.interleaved_heads,

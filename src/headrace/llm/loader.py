@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from headrace.llm.memory import MemoryPlan, plan_memory
 from headrace.llm.text_side import TextSide, load_text
 from headrace.models import build_graph, ignorable, load_spec, sources
 from headrace.models.spec import ModelSpec
+from headrace.numerics.formats import format_named
+from headrace.numerics.row_blocks import row_blocks
 
 log = logging.getLogger(__name__)
 
@@ -123,11 +126,22 @@ def stored_formats(graph: Graph, weights: Weights, kv_format: str = "bf16") -> F
     )
 
 
-def is_quantized(graph: Graph, weights: Weights) -> bool:
-    """Whether most bytes of the matrices that linears read are in block formats rather than plain numbers."""
+def kernel_kind(format_name: str) -> str:
+    """Which kernels multiply a matrix of that format, where there are several: those of "blocks" (GGUF's), of
+    "row_blocks", or of "plain" numbers, which also take what integer kernels do not."""
+    layout = row_blocks(format_name)
+    if layout is not None:
+        return "row_blocks" if layout.element != "fp8" and layout.group_size % 32 == 0 else "plain"
+    return "blocks" if format_named(format_name).block_size > 1 else "plain"
+
+
+def main_kernel_kind(graph: Graph, weights: Weights) -> str:
+    """`kernel_kind` of most bytes of the matrices that linears read."""
     matrices = {name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]}
-    in_blocks = sum(weights[name].num_bytes for name in matrices if weights[name].format.block_size > 1)
-    return 2 * in_blocks > sum(weights[name].num_bytes for name in matrices)
+    num_bytes: Counter[str] = Counter()
+    for name in matrices:
+        num_bytes[kernel_kind(weights[name].format.name)] += weights[name].num_bytes
+    return num_bytes.most_common(1)[0][0]
 
 
 def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:

@@ -107,10 +107,13 @@ class WorkloadLimit:
         return self.tokens / self.step.seconds
 
 
-def kernel_arithmetic(isa: str, activation: str = "auto", *, quantized: bool = True) -> str:
-    """What one multiply-add of a linear takes with that instruction set, precision of activations and kind of weight,
-    as `Machine.rate` reads it."""
+def kernel_arithmetic(isa: str, activation: str = "auto", *, kind: str = "blocks") -> str:
+    """What one multiply-add of a linear takes with that instruction set, precision of activations and kind of weight
+    (`headrace.llm.loader.kernel_kind`), as `Machine.rate` reads it."""
     activation = _native.choose_activation(activation, isa)
+    if isa == "amx" and kind == "row_blocks":  # tiles do not take them yet
+        isa = "avx512_vnni"
+    quantized = kind != "plain"
     if quantized and isa == "avx2" and activation in ("int16", "int8"):
         return activation
     if quantized and isa in ("avx512_vnni", "amx") and activation in ("int16", "int8"):

@@ -13,7 +13,7 @@ FORMATS = Formats(param_bytes=dict.fromkeys(GRAPH.params, 1000))
 BATCH = Batch(((1,) * 6, (2,) * 3), (3, 5))
 
 
-def limits(isa="avx512_vnni", activation="auto", is_quantized=True, read=1e9, rate=1e15):
+def limits(isa="avx512_vnni", activation="auto", main_kind="blocks", read=1e9, rate=1e15):
     machine = Machine(
         cpu="made up",
         isas=("portable", isa),
@@ -34,7 +34,7 @@ def limits(isa="avx512_vnni", activation="auto", is_quantized=True, read=1e9, ra
         machine=machine,
         graph=GRAPH,
         formats=FORMATS,
-        is_quantized=is_quantized,
+        main_kind=main_kind,
         activation=activation,
         max_batched_tokens=8,
     )
@@ -52,10 +52,11 @@ def test_a_batch_takes_its_steps():
 
 def test_the_arithmetic_is_that_of_the_quantized_matrices():
     assert limits().arithmetic("q4_1") == "int8x2"
-    assert limits().arithmetic("bf16") == "f32"
+    assert limits().arithmetic("int4_g128_bf16") == "int8x2"
+    assert limits().arithmetic("fp8_g64_f32") == limits().arithmetic("nvfp4") == limits().arithmetic("bf16") == "f32"
     work, slow = Workload.prefill(8), {"read": 1e18, "rate": 1e9}
     quantized = limits(**slow).step_seconds(work)
-    assert limits(is_quantized=False, **slow).step_seconds(work) == pytest.approx(quantized), "2 products at twice"
+    assert limits(main_kind="plain", **slow).step_seconds(work) == pytest.approx(quantized), "2 products at twice"
     assert limits(activation="int8", **slow).step_seconds(work) == pytest.approx(quantized / 2, rel=0.1)
 
 

@@ -72,22 +72,24 @@ def test_an_arithmetic_that_the_machine_lacks_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("isa", "activation", "quantized", "arithmetic"),
+    ("isa", "activation", "kind", "arithmetic"),
     [
-        ("portable", "auto", True, "f32"),
-        ("avx2", "auto", True, "int16"),
-        ("avx2", "int8", True, "int8"),
-        ("avx2", "int8", False, "f32"),
-        ("avx512", "bf16", True, "f32"),
-        ("avx512_vnni", "auto", True, "int8x2"),
-        ("avx512_vnni", "int8", True, "int8"),
-        ("avx512_vnni", "auto", False, "f32"),
-        ("amx", "auto", True, "int8x4"),
-        ("amx", "f32", True, "bf16x2"),
-        ("amx", "bf16", False, "bf16"),
-        ("amx", "int16", True, "int8x4"),
-        ("amx", "int16", False, "bf16x2"),
+        ("portable", "auto", "blocks", "f32"),
+        ("avx2", "auto", "blocks", "int16"),
+        ("avx2", "int8", "blocks", "int8"),
+        ("avx2", "int8", "plain", "f32"),
+        ("avx512", "bf16", "blocks", "f32"),
+        ("avx512_vnni", "auto", "blocks", "int8x2"),
+        ("avx512_vnni", "int8", "blocks", "int8"),
+        ("avx512_vnni", "auto", "plain", "f32"),
+        ("amx", "auto", "blocks", "int8x4"),
+        ("amx", "f32", "blocks", "bf16x2"),
+        ("amx", "bf16", "plain", "bf16"),
+        ("amx", "int16", "blocks", "int8x4"),
+        ("amx", "int16", "plain", "bf16x2"),
+        ("amx", "int16", "row_blocks", "int8x2"),
+        ("amx", "f32", "row_blocks", "f32"),
     ],
 )
-def test_what_the_kernels_multiply_in(isa, activation, quantized, arithmetic):
-    assert kernel_arithmetic(isa, activation, quantized=quantized) == arithmetic
+def test_what_the_kernels_multiply_in(isa, activation, kind, arithmetic):
+    assert kernel_arithmetic(isa, activation, kind=kind) == arithmetic
