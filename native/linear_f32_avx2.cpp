@@ -1,7 +1,7 @@
 // Compiled with -mavx2 -mfma -mf16c.
 namespace headrace {
 namespace {
-constexpr int kRows = 2, kPanels = 2;
+constexpr int kRows = 2, kPanels = 2, kDirect = 4;
 }  // namespace
 }  // namespace headrace
 

@@ -1,7 +1,7 @@
 // Compiled with -mavx512f -mavx512bw -mavx512vl -mavx512dq.
 namespace headrace {
 namespace {
-constexpr int kRows = 4, kPanels = 4;
+constexpr int kRows = 4, kPanels = 4, kDirect = 8;
 }  // namespace
 }  // namespace headrace
 

@@ -1,7 +1,7 @@
 // Any processor. Compiled without floating-point contraction, so that its bits are those of the source.
 namespace headrace {
 namespace {
-constexpr int kRows = 2, kPanels = 1;
+constexpr int kRows = 2, kPanels = 1, kDirect = 2;
 }  // namespace
 }  // namespace headrace
 
