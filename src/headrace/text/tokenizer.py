@@ -175,6 +175,26 @@ class Tokenizer:
         token_id: int | None = self._engine.token_to_id(token)
         return token_id
 
+    def save(self, folder: Path) -> None:
+        """Write it as a Hugging Face folder has it: tokenizer.json, and its special tokens in tokenizer_config.json and
+        generation_config.json. `from_hf_folder` reads them to an equal tokenizer. Raises OSError."""
+        import tokenizers
+
+        engine = tokenizers.Tokenizer.from_str(self._engine.to_str())
+        around = {token_id: str(self.id_to_token(token_id)) for token_id in (*self._prefix, *self._suffix)}
+        if around:
+            text = [*(around[i] for i in self._prefix), "$A", *(around[i] for i in self._suffix)]
+            engine.post_processor = tokenizers.processors.TemplateProcessing(
+                single=" ".join(text), special_tokens=[(token, token_id) for token_id, token in around.items()]
+            )
+        engine.save(str(folder / "tokenizer.json"))
+        eos_ids = sorted(self.eos_ids)
+        named = {"bos_token": self.bos_id, "eos_token": eos_ids[0] if eos_ids else None}
+        tokens = {name: self.id_to_token(token_id) for name, token_id in named.items() if token_id is not None}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **tokens}
+        for name, value in (("tokenizer_config", config), ("generation_config", {"eos_token_id": eos_ids})):
+            (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
     def _literal(self) -> "tokenizers.Tokenizer":
         """The engine that reads special tokens as text. It shares the vocabulary; two threads may both make it."""
         if self._literal_engine is None:

@@ -1,0 +1,105 @@
+"""A model as a Hugging Face folder: names, config and text files, whatever it came from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from headrace.base.errors import UnsupportedModelError
+from headrace.formats.checkpoint import Checkpoint
+from headrace.formats.model_folder import companions
+from headrace.llm.text_side import load_text
+from headrace.models import load_spec, sources
+from headrace.models.sources import Transform
+from headrace.models.spec import ModelSpec
+from headrace.numerics.formats import FORMATS
+from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
+from headrace.numerics.tensor import RawTensor
+from headrace.text.tokenizer import Tokenizer
+
+_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+
+def hf_tensors(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """Parameters by their Hugging Face names, as such checkpoints hold them.
+
+    Plain ones become bf16: matrices rounded, vectors only if that is exact, else they stay f32.
+    """
+    found = {}
+    for name, source in sources(spec, "hf").items():
+        tensor = weights[name]
+        if source.transform is Transform.ADD_ONE:
+            tensor = RawTensor.from_f32(tensor.to_f32() - np.float32(1))
+        found[source.name] = tensor if _is_quantized(tensor) else _plain(tensor)
+    return found
+
+
+def hf_name(spec: ModelSpec, name: str) -> str:
+    """A parameter's name in a Hugging Face checkpoint."""
+    return sources(spec, "hf")[name].name
+
+
+def hf_config(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
+    """What config.json shall say. Raises UnsupportedModelError for a GGUF file that this does not say everything of."""
+    if checkpoint.kind == "hf":
+        return dict(checkpoint.config)
+    architecture = str(checkpoint.config["general.architecture"])
+    config = {
+        "architectures": [_ARCHITECTURES.get(spec.family, "")],
+        "model_type": spec.family,
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": spec.norm_eps,
+        "max_position_embeddings": spec.max_position_embeddings,
+        "rope_theta": float(checkpoint.config.get(f"{architecture}.rope.freq_base", 10_000.0)),
+        "tie_word_embeddings": spec.tie_embeddings,
+        "torch_dtype": "bfloat16",
+    }
+    if spec.family == "llama":
+        config |= {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
+    if spec.family not in _ARCHITECTURES or replace(load_spec(config, "hf")) != spec:
+        raise UnsupportedModelError(
+            f"{checkpoint.path.name} ({spec.family}) uses what its config.json would not say.",
+            "Quantize the model's Hugging Face folder instead.",
+        )
+    return config
+
+
+def text_files(checkpoint: Checkpoint, folder: Path) -> list[Path]:
+    """The files of tokenizer and template, made in `folder` if the model is one GGUF file."""
+    if checkpoint.kind == "hf":
+        return companions(checkpoint.folder)
+    text = load_text(checkpoint)
+    text.tokenizer.save(folder)
+    metadata = checkpoint.config
+    config_path = folder / "tokenizer_config.json"
+    config = json.loads(config_path.read_text())
+    if template := metadata.get("tokenizer.chat_template"):
+        config["chat_template"] = template
+    config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
+    sample = "The quick brown fox, 42 times:\n\tdéjà vu… 你好"
+    assert Tokenizer.from_hf_folder(folder).encode(sample) == text.tokenizer.encode(sample), "the tokenizer changed"
+    return sorted(folder.iterdir())
+
+
+def _is_quantized(tensor: RawTensor) -> bool:
+    return tensor.format.block_size > 1 and tensor.format.name not in FORMATS
+
+
+def _plain(tensor: RawTensor) -> RawTensor:
+    if tensor.format.name == "bf16":
+        return tensor
+    values = tensor.to_f32()
+    bits = f32_to_bf16(values)
+    if len(tensor.shape) == 1 and not np.array_equal(bf16_to_f32(bits), values):
+        return RawTensor.from_f32(values)
+    return RawTensor(FORMATS["bf16"], tensor.shape, bits.reshape(-1, values.shape[-1]).view(np.uint8))

@@ -1,0 +1,72 @@
+"""GPTQ: rounding the columns of a matrix one after the other, the rest making up for each error.
+
+Frantar, Ashkboos, Hoefler, Alistarh: "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers" (arXiv:2210.17323). Scales are those of the unrounded matrix ("static groups"), so that columns may go in
+order of the inputs' size and groups stay runs of neighbours.
+"""
+
+import torch
+from torch import Tensor
+
+from headrace.base.errors import InvalidRequestError
+from headrace.numerics.quantize import quantize
+from headrace.numerics.row_blocks import Groups
+from headrace.numerics.schemes import IntegerScheme
+
+DAMPING = 0.01
+"""Added to the diagonal of the Hessian, times its mean."""
+
+_BLOCK = 128  # columns whose errors reach the columns behind them together
+
+
+def gptq(weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: float = DAMPING) -> Groups:
+    """Round a matrix for inputs with a given second moment.
+
+    Args:
+        weight: float32 ``[out, in]``.
+        hessian: ``[in, in]``, the sum (or mean) of x xᵀ over inputs; a multiple of it gives the same.
+        scheme: integers; scales and zero points are those of rounding to nearest.
+
+    Raises InvalidRequestError if the Hessian is not finite.
+    """
+    nearest = quantize(weight.numpy(), scheme)
+    group_size = nearest.layout.group_size
+    scales = torch.from_numpy(nearest.scales).double()
+    zeros = torch.zeros_like(scales) if nearest.zeros is None else torch.from_numpy(nearest.zeros).double()
+    low, high = scheme.code_range
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    upper = _inverse_factor(hessian[order][:, order], damping)
+    left = weight[:, order].double()
+    codes = torch.empty_like(left)
+    for begin in range(0, len(order), _BLOCK):
+        end = min(begin + _BLOCK, len(order))
+        errors = torch.empty(len(weight), end - begin, dtype=torch.double)
+        for i in range(begin, end):
+            group = int(order[i]) // group_size
+            scale, zero = scales[:, group], zeros[:, group]
+            usable = scale > 0
+            divisor = torch.where(usable, scale, 1.0)
+            # In float32, as the rule divides: where nothing has been made up for, the codes are its codes.
+            multiples = torch.round(left[:, i].float() / divisor.float()).double()
+            codes[:, i] = torch.where(usable, multiples + zero, zero).clamp(low, high)
+            rounded = torch.where(usable, (codes[:, i] - zero) * divisor, 0.0)
+            errors[:, i - begin] = (left[:, i] - rounded) / upper[i, i]
+            left[:, i:end] -= errors[:, i - begin, None] * upper[i, i:end]
+        left[:, end:] -= errors @ upper[begin:end, end:]
+    in_place = torch.empty_like(codes)
+    in_place[:, order] = codes
+    offset = 8 if nearest.layout.element == "int4" else 0
+    stored = (in_place + offset).to(torch.int16).numpy().astype("int8" if scheme.symmetric else "uint8").view("uint8")
+    return Groups(nearest.layout, stored, nearest.scales, nearest.zeros)
+
+
+def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor of the damped Hessian's inverse, float64."""
+    damped = hessian.double().clone()
+    diagonal = damped.diagonal()
+    if not torch.isfinite(damped).all():
+        raise InvalidRequestError("The calibration's activations are not finite.", "Check the weights.")
+    mean = diagonal.mean()
+    diagonal += damping * mean if mean > 0 else 1.0
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)

@@ -1,0 +1,241 @@
+"""From a model's name to a quantized folder with its card: quantize, judge, and only then write."""
+
+import hashlib
+import platform
+import resource
+import shlex
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from headrace.align.corpus import Part, texts
+from headrace.base.errors import HeadraceError, InvalidRequestError
+from headrace.compress.card import Blame, Card
+from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
+from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
+from headrace.compress.quantizer import Quantized, quantize_weights
+from headrace.compress.recipe import Recipe
+from headrace.compress.store import Store
+from headrace.formats.checkpoint import Checkpoint, open_checkpoint
+from headrace.formats.compressed_tensors_writer import write_compressed_tensors
+from headrace.formats.resolve import resolve_model
+from headrace.formats.weights import Weights, load_weights
+from headrace.graph.ir import Graph
+from headrace.llm.text_side import load_text
+from headrace.models import build_graph, ignorable, load_spec, sources
+from headrace.models.spec import ModelSpec
+from headrace.numerics.tensor import RawTensor
+from headrace.text.tokenizer import Tokenizer
+
+_BLAMED = 5  # matrices that are measured by themselves
+_BLAME_TEXTS = 4
+
+
+class GateError(HeadraceError):
+    """A quantized model that is further from its source than was allowed; nothing was written."""
+
+    code = "gate_failed"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judging:
+    """How much text to calibrate on and to judge by.
+
+    Attributes:
+        length: tokens of each text.
+        calibration_texts, held_out_texts: how many.
+        thresholds: what the gate lets pass.
+    """
+
+    length: int = 256
+    calibration_texts: int = 32
+    held_out_texts: int = 16
+    thresholds: Thresholds = field(default_factory=Thresholds)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The model to quantize, opened, not read."""
+
+    name: str
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    graph: Graph
+    weights: Weights
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One recipe's model, judged."""
+
+    quantized: Quantized
+    evaluation: Evaluation
+    num_bytes: int
+
+
+def open_source(name: str | None) -> Source:
+    """Find a model. Raises as loading it does."""
+    path = resolve_model(name)
+    checkpoint = open_checkpoint(path)
+    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=None)
+    graph = build_graph(spec)
+    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    return Source(path.stem, checkpoint, spec, graph, weights, load_text(checkpoint).tokenizer)
+
+
+def windows(tokenizer: Tokenizer, part: Part, count: int, length: int) -> np.ndarray:
+    """Token ids ``[count, length]`` from the beginnings of the part's documents, prose and code in turn, then from
+    what follows in them.
+
+    Raises InvalidRequestError if there is not so much text.
+    """
+    documents = [np.array(tokenizer.encode(text), np.int64) for text in texts(part)]
+    pieces = [
+        document[at : at + length]
+        for at in range(0, max(map(len, documents)), length)
+        for document in documents
+        if len(document) >= at + length
+    ]
+    if len(pieces) < count:
+        raise InvalidRequestError(
+            f"The {part} texts have {len(pieces)} pieces of {length} tokens, not {count}.", "Ask for fewer or shorter."
+        )
+    spread = np.linspace(0, len(pieces) - 1, count).astype(int)
+    return np.stack([pieces[i] for i in spread])
+
+
+def judged(
+    source: Source,
+    recipe: Recipe,
+    judging: Judging,
+    evaluator: Evaluator,
+    *,
+    store: Store | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Quantize by a recipe, and put the outcome beside the source."""
+    ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
+    quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
+    return Outcome(quantized, evaluator.compare(quantized.weights), stored_bytes(source.spec, quantized.weights))
+
+
+def make_evaluator(source: Source, judging: Judging) -> Evaluator:
+    """Over the held-out texts."""
+    ids = windows(source.tokenizer, "held_out", judging.held_out_texts, judging.length)
+    return Evaluator(source.graph, source.weights, ids.tolist())
+
+
+def quantize_model(
+    name: str | None,
+    target: Path,
+    recipe: Recipe,
+    judging: Judging,
+    *,
+    command: Sequence[str],
+    progress: Callable[[str], None],
+) -> Card:
+    """Quantize a model into a new folder, if it passes the gate.
+
+    Finished matrices are kept beside `target` until it is whole, so that a run that was stopped goes on where it was.
+
+    Raises:
+        GateError: it does not pass. Nothing is written; what is finished is kept, for other thresholds.
+        InvalidRequestError: `target` exists, or the recipe does not fit.
+        StorageError: something cannot be written.
+    """
+    start = time.perf_counter()
+    if target.exists():
+        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    source = open_source(name)
+    config = hf_config(source.checkpoint, source.spec)
+    recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+    store = Store(target.parent / f".{target.name}.work", _identity(source, recipe, judging))
+    evaluator = make_evaluator(source, judging)
+    outcome = judged(source, recipe, judging, evaluator, store=store, progress=progress)
+    blame = _blame(source, outcome.quantized, evaluator)
+    if exceeded := judging.thresholds.exceeded(outcome.evaluation.divergence):
+        worst = [each.name for each in sorted(blame, key=lambda each: -(each.kl_mean or 0))[:3]]
+        raise GateError(
+            f"The quantized model is too far from its source: {'; '.join(exceeded)}. Nothing was written.",
+            f"Spare what costs most (--ignore {' --ignore '.join(worst)}), use another method or more bits, or raise the "
+            "thresholds.",
+        )
+    card = Card(
+        source=source.name,
+        recipe=recipe,
+        calibration_tokens=judging.calibration_texts * judging.length,
+        evaluation=outcome.evaluation,
+        source_bytes=sum(tensor.num_bytes for tensor in source.weights.values()),
+        quantized_bytes=outcome.num_bytes,
+        bits_per_weight=_bits_per_weight(outcome.quantized),
+        source_speed=decode_speed(source.graph, source.weights),
+        quantized_speed=decode_speed(source.graph, outcome.quantized.weights),
+        blame=blame,
+        seconds=time.perf_counter() - start,
+        peak_memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        machine=f"{_cpu()}, {platform.machine()}",
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        command=shlex.join(command),
+    )
+    _write(source, config, outcome.quantized, target, card)
+    store.remove()
+    return card
+
+
+def stored_bytes(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> int:
+    """Of a model's tensors in its folder."""
+    return sum(tensor.num_bytes for tensor in hf_tensors(spec, weights).values())
+
+
+def _write(source: Source, config: dict[str, object], quantized: Quantized, target: Path, card: Card) -> None:
+    schemes = {hf_name(source.spec, name): scheme for name, scheme in quantized.schemes.items()}
+    with tempfile.TemporaryDirectory() as made:
+        files = text_files(source.checkpoint, Path(made))
+        cards = Path(made) / "card.md", Path(made) / "card.json"
+        for path, content in zip(cards, (card.to_markdown(), card.to_json()), strict=True):
+            path.write_text(content)
+        tensors = hf_tensors(source.spec, quantized.weights)
+        write_compressed_tensors(target, config, tensors, schemes, [*files, *cards])
+
+
+def _blame(source: Source, quantized: Quantized, evaluator: Evaluator) -> list[Blame]:
+    """All matrices, those whose outputs err most first; of the first few, what each costs by itself."""
+    order = sorted(quantized.rounded, key=lambda rounded: -rounded.error)
+    blame = []
+    for i, rounded in enumerate(order):
+        kl = None
+        if i < _BLAMED and rounded.name in source.weights:
+            alone = {**source.weights, rounded.name: rounded.tensor}
+            kl = evaluator.compare(alone, num_texts=_BLAME_TEXTS).divergence.kl_mean
+        blame.append(Blame(name=rounded.name, error=rounded.error, kl_mean=kl))
+    return blame
+
+
+def _bits_per_weight(quantized: Quantized) -> float:
+    tensors = [rounded.tensor for rounded in quantized.rounded]
+    return (
+        8 * sum(tensor.num_bytes for tensor in tensors) / sum(tensor.shape[0] * tensor.shape[1] for tensor in tensors)
+    )
+
+
+def _identity(source: Source, recipe: Recipe, judging: Judging) -> dict[str, object]:
+    """What finished matrices depend on."""
+    files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.weight_files]
+    corpus = hashlib.sha256("".join(texts("calibration")).encode()).hexdigest()
+    return {
+        "files": [list(file) for file in files],
+        "recipe": {**asdict(recipe), "ignore": list(recipe.ignore)},
+        "calibration": [judging.calibration_texts, judging.length, corpus],
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or "unknown CPU"

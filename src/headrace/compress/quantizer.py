@@ -1,0 +1,169 @@
+"""One pass over a model: each matrix is rounded when the walk reaches it, and what follows sees it rounded."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.base.errors import CheckpointError
+from headrace.compress.awq import awq_factors, output_error
+from headrace.compress.gptq import gptq
+from headrace.compress.recipe import Recipe, WeightScheme
+from headrace.compress.store import Store
+from headrace.compress.walk import tokens_only, walk
+from headrace.graph.ir import Graph, Node
+from headrace.numerics.quantize import quantize
+from headrace.numerics.schemes import IntegerScheme
+from headrace.numerics.tensor import RawTensor
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """What became of one matrix.
+
+    Attributes:
+        name: the parameter's.
+        tensor: in row blocks.
+        error: squared error of its outputs over the calibration, relative to the outputs' own square; inputs are those
+            that it meets behind the matrices rounded before it.
+        seconds: that it took.
+    """
+
+    name: str
+    tensor: RawTensor
+    error: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A quantized model.
+
+    Attributes:
+        weights: every parameter of the graph.
+        schemes: of those that are quantized.
+        rounded: the same, in order.
+    """
+
+    weights: Mapping[str, RawTensor]
+    schemes: Mapping[str, WeightScheme]
+    rounded: Sequence[Rounded]
+
+
+def quantize_weights(
+    graph: Graph,
+    weights: Mapping[str, RawTensor],
+    recipe: Recipe,
+    token_ids: np.ndarray,
+    *,
+    store: Store | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
+    """Quantize a model's matrices by a recipe.
+
+    Args:
+        graph: not fused: names are those of patterns and reports.
+        weights: of all its parameters; decoded one at a time.
+        token_ids: int ``[sequences, length]`` to calibrate on.
+        store: keeps each matrix once it is done; those it has already are taken from it. The outcome is the same.
+        progress: told each matrix's name once it is done.
+
+    Raises:
+        InvalidRequestError: the recipe does not fit the model.
+        CheckpointError: a matrix to quantize holds NaNs or infinities; names it.
+    """
+    schemes = recipe.schemes(graph)
+    run = _Pass(graph, weights, schemes, recipe.method, store, progress)
+    walked = graph if set(graph.node(graph.output).params) & schemes.keys() else tokens_only(graph)
+    walk(walked, token_ids, run.visit)
+    return Quantized({**weights, **run.changed}, schemes, tuple(run.rounded))
+
+
+class _Pass:
+    """The state of one walk."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, RawTensor],
+        schemes: Mapping[str, WeightScheme],
+        method: str,
+        store: Store | None,
+        progress: Progress | None,
+    ) -> None:
+        self._weights, self._schemes, self._method = weights, schemes, method
+        self._store, self._progress = store, progress
+        self._readers = {
+            node.name: [reader for reader in graph.nodes if node.name in reader.inputs] for node in graph.nodes
+        }
+        self._hessian: tuple[str, Tensor] | None = None  # of one value: what reads the same comes one after the other
+        self.changed: dict[str, RawTensor] = {}
+        self.rounded: list[Rounded] = []
+
+    def visit(self, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Round what `node` multiplies with, if that is asked for; the parameters it runs with."""
+        if node.op == "rms_norm" and self._method == "awq":
+            self._move_scale(node, inputs[0])
+        if node.op == "linear":
+            for name in node.params[: node.integer("parts")]:
+                if name in self._schemes and name not in self.changed_matrices:
+                    self._round(name, node.inputs[0], inputs[0])
+        return [self._value(name) for name in node.params]
+
+    @property
+    def changed_matrices(self) -> set[str]:
+        return {rounded.name for rounded in self.rounded}
+
+    def _value(self, name: str) -> Tensor:
+        tensor = self.changed.get(name) or self._weights[name]
+        return torch.from_numpy(np.array(tensor.to_f32()))
+
+    def _round(self, name: str, input_name: str, inputs: Tensor) -> None:
+        start = time.perf_counter()
+        hessian = self._hessian_of(input_name, inputs)
+        weight = self._value(name)
+        if not torch.isfinite(weight).all():
+            raise CheckpointError(
+                f"{name} holds values that are not finite.", f"Repair the model, or leave it out (--ignore {name})."
+            )
+        kept = self._store.load(name) if self._store else None
+        tensor = kept or self._rounded_by_method(weight, hessian, self._schemes[name])
+        if self._store and kept is None:
+            self._store.keep(name, tensor)
+        self.changed[name] = tensor
+        square = output_error(weight, hessian)
+        error = output_error(self._value(name) - weight, hessian) / square if square > 0 else 0.0
+        self.rounded.append(Rounded(name, tensor, error, time.perf_counter() - start))
+        if self._progress is not None:
+            self._progress(name)
+
+    def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: WeightScheme) -> RawTensor:
+        if self._method == "gptq" and isinstance(scheme, IntegerScheme):
+            return RawTensor.from_groups(gptq(weight, hessian, scheme))
+        return RawTensor.from_groups(quantize(weight.numpy(), scheme))
+
+    def _hessian_of(self, name: str, inputs: Tensor) -> Tensor:
+        if self._hessian is None or self._hessian[0] != name:
+            self._hessian = (name, inputs.T @ inputs)
+        return self._hessian[1]
+
+    def _move_scale(self, norm: Node, x: Tensor) -> None:
+        """AWQ's factors into a norm, and into the columns of all that read it, if those are matrices to round."""
+        readers = self._readers[norm.name]
+        if norm.integer("group") != norm.features or any(reader.op != "linear" for reader in readers):
+            return
+        matrices = [name for reader in readers for name in reader.params[: reader.integer("parts")]]
+        if not matrices or not all(name in self._schemes for name in matrices):
+            return
+        weight = self._value(norm.params[0])
+        outputs = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.number("eps")) * weight
+        values = [self._value(name) for name in matrices]
+        factors = awq_factors(values, outputs, outputs.T @ outputs, self._schemes[matrices[0]])
+        self.changed[norm.params[0]] = RawTensor.from_f32((weight / factors).numpy())
+        for name, value in zip(matrices, values, strict=True):
+            self.changed[name] = RawTensor.from_f32((value * factors).numpy())

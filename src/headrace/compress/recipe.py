@@ -1,0 +1,108 @@
+"""What to quantize, to which scheme, by which method."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from headrace.base.errors import InvalidRequestError
+from headrace.graph.ir import Graph
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, group_size_in
+
+WeightScheme = IntegerScheme | Float8Scheme
+METHODS = ("rtn", "gptq", "awq")
+FORMATS = "int4-g32, int4-g64, int4-g128 (or any group), int8-channel, int8-g128, each with -asym; fp8-tensor, fp8-channel, fp8-block"  # noqa: E501
+
+_INTEGER = re.compile(r"int(4|8)-(?:g([1-9][0-9]{0,5})|channel)(-asym)?")
+_FLOAT8 = {"fp8-tensor": (WHOLE, WHOLE), "fp8-channel": (1, WHOLE), "fp8-block": (128, 128)}
+
+
+def scheme_named(name: str) -> WeightScheme:
+    """The scheme of a format's name: ``int4-g32``, ``int8-channel``, ``int4-g128-asym``, ``fp8-block`` and their like.
+
+    Symmetric integers keep within ±(2^(bits-1) - 1); scales are bf16, of fp8 f32. Raises InvalidRequestError.
+    """
+    if name in _FLOAT8:
+        return Float8Scheme(block=_FLOAT8[name])
+    found = _INTEGER.fullmatch(name)
+    if found is None:
+        raise InvalidRequestError(f"Format {name!r} is not known.", f"Use {FORMATS}.")
+    bits, group, asymmetric = found.groups()
+    return IntegerScheme(
+        bits=4 if bits == "4" else 8, group_size=int(group) if group else WHOLE, symmetric=asymmetric is None
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How to quantize a model.
+
+    Attributes:
+        format: of the matrices of all linear layers but the logits (`scheme_named`).
+        method: ``rtn`` rounds each value to the nearest; ``gptq`` lets later columns of a matrix make up for the
+            rounding of earlier ones (arXiv:2210.17323); ``awq`` first moves scale from weights to the norm before them,
+            where inputs are large (arXiv:2306.00978).
+        ignore: shell-style patterns of parameter names to leave as they are; each must match something.
+        logits: a format for the logits' matrix, and the embedding table if it is the same; None leaves them.
+    """
+
+    format: str = "int4-g32"
+    method: str = "rtn"
+    ignore: tuple[str, ...] = ()
+    logits: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise InvalidRequestError(f"Method {self.method!r} is not known.", f"Use one of {', '.join(METHODS)}.")
+        scheme = scheme_named(self.format)
+        if self.logits is not None:
+            scheme_named(self.logits)
+        if self.method == "gptq" and not isinstance(scheme, IntegerScheme):
+            raise InvalidRequestError(f"GPTQ does not round to {self.format}.", "Use an integer format, or rtn.")
+
+    @property
+    def title(self) -> str:
+        """Short, for tables: ``int4-g32 gptq``."""
+        return f"{self.format} {self.method}"
+
+    def schemes(self, graph: Graph) -> dict[str, WeightScheme]:
+        """The scheme of every parameter that shall be quantized, in the graph's order.
+
+        Raises InvalidRequestError for a pattern that matches no matrix, or groups that do not divide one.
+        """
+        matrices = list(_matrices(graph))
+        for pattern in self.ignore:
+            if not any(fnmatchcase(name, pattern) for name in matrices):
+                raise InvalidRequestError(
+                    f"The pattern {pattern!r} matches no matrix.", f"Names are like {_examples(matrices)}."
+                )
+        last = set(graph.node(graph.output).params)
+        found: dict[str, WeightScheme] = {}
+        for name in matrices:
+            format_name = self.logits if name in last else self.format
+            if format_name is not None and not any(fnmatchcase(name, pattern) for pattern in self.ignore):
+                found[name] = scheme_named(format_name)
+        _check_groups(graph, found)
+        if not found:
+            raise InvalidRequestError("Nothing is left to quantize.", "Ignore less.")
+        return found
+
+
+def _matrices(graph: Graph) -> Iterable[str]:
+    """Parameters that linear layers multiply with, each once, in order."""
+    return dict.fromkeys(
+        name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]
+    )
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join([*names[:2], names[-1]])
+
+
+def _check_groups(graph: Graph, schemes: dict[str, WeightScheme]) -> None:
+    for name, scheme in schemes.items():
+        if isinstance(scheme, IntegerScheme):
+            try:
+                group_size_in(scheme, graph.params[name].shape[1])
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"{name}: {error.cause}", f"{error.remedy} Or ignore it.") from error
