@@ -27,10 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compare", metavar="RECIPES", help="judge several and write none: int4-g32:rtn,int4-g32:gptq,int8-channel:rtn"
     )
     group = parser.add_argument_group("gate")
-    group.add_argument("--max-kl", type=float, metavar="NATS", help="largest mean KL to the source (default: 0.15)")
-    group.add_argument("--max-flips", type=float, metavar="SHARE", help="most changed likeliest tokens (default: 0.25)")
+    group.add_argument("--max-kl", type=float, metavar="NATS", help="largest mean KL to the source (default: 0.3)")
+    group.add_argument("--max-flips", type=float, metavar="SHARE", help="most changed likeliest tokens (default: 0.3)")
     group.add_argument(
-        "--max-perplexity-growth", type=float, metavar="SHARE", help="largest growth of the perplexity (default: 0.2)"
+        "--max-perplexity-growth", type=float, metavar="SHARE", help="largest growth of the perplexity (default: 0.25)"
     )
     group.add_argument("--no-gate", action="store_true", help="write it however far from its source it is")
     group.add_argument("--calibration-texts", type=positive, default=32, metavar="N", help="texts to calibrate on")

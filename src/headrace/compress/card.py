@@ -8,6 +8,8 @@ from typing import Any
 from headrace.compress.gate import Bin, Evaluation
 from headrace.compress.recipe import Recipe
 
+_SHOWN = 20  # matrices, of those in the JSON
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blame:
@@ -93,7 +95,10 @@ class Card:
             "",
             *_table(
                 ("matrix", "relative error of its outputs", "KL if it alone were quantized"),
-                [(b.name, f"{b.error:.3g}", "" if b.kl_mean is None else f"{b.kl_mean:.3g}") for b in self.blame],
+                [
+                    (b.name, f"{b.error:.3g}", "" if b.kl_mean is None else f"{b.kl_mean:.3g}")
+                    for b in self.blame[:_SHOWN]
+                ],
             ),
             "",
             f"It took {self.seconds:.0f} s and at most {self.peak_memory / 2**20:,.0f} MiB.",

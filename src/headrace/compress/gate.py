@@ -32,9 +32,9 @@ class Thresholds:
         perplexity: growth of the perplexity, relative: 0.1 is 10 %.
     """
 
-    kl: float | None = 0.15
-    flips: float | None = 0.25
-    perplexity: float | None = 0.2
+    kl: float | None = 0.3
+    flips: float | None = 0.3
+    perplexity: float | None = 0.25
 
     def exceeded(self, found: Divergence) -> list[str]:
         """What is exceeded, in words; a figure that is not a number exceeds everything."""

@@ -162,8 +162,8 @@ def quantize_model(
         worst = [each.name for each in sorted(blame, key=lambda each: -(each.kl_mean or 0))[:3]]
         raise GateError(
             f"The quantized model is too far from its source: {'; '.join(exceeded)}. Nothing was written.",
-            f"Spare what costs most (--ignore {' --ignore '.join(worst)}), use another method or more bits, or raise the "
-            "thresholds.",
+            f"Spare what costs most (--ignore {' --ignore '.join(worst)}), use another method or more bits, or raise"
+            " the thresholds.",
         )
     card = Card(
         source=source.name,

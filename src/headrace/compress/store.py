@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Store:
             with np.load(path) as held:
                 data, shape, digest = held["data"], tuple(held["shape"].tolist()), str(held["digest"])
                 format_name = str(held["format"])
-        except (OSError, ValueError, KeyError, EOFError):
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
             return None
         if hashlib.sha256(data).hexdigest() != digest:
             return None

@@ -1,0 +1,116 @@
+"""From a model's file to a quantized folder that is served, on tiny models."""
+
+import json
+
+import numpy as np
+import pytest
+
+from headrace import LLM, SamplingParams
+from headrace.base.errors import InvalidRequestError, StorageError
+from headrace.cli.main import main
+from headrace.compress.gate import Thresholds
+from headrace.compress.pipeline import GateError, Judging, open_source, quantize_model, windows
+from headrace.compress.recipe import Recipe
+from headrace.formats.checkpoint import open_checkpoint
+from tests.support.tiny_model import write_model
+
+ANYTHING = Thresholds(kl=None, flips=None, perplexity=None)
+JUDGING = Judging(length=48, calibration_texts=4, held_out_texts=3, thresholds=ANYTHING)
+GREEDY = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True)
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+def quantized(model, target, recipe, judging=JUDGING, progress=lambda name: None):
+    return quantize_model(model, target, recipe, judging, command=["headrace", "quantize"], progress=progress)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(method="gptq"),
+        Recipe(method="awq", format="int4-g32-asym"),
+        Recipe(format="int8-channel", logits="int8-channel"),
+        Recipe(format="fp8-block"),
+    ],
+    ids=lambda recipe: recipe.title,
+)
+def test_the_folder_is_served_as_the_torch_executor_reads_it(model, tmp_path, recipe):
+    card = quantized(model, tmp_path / "out", recipe)
+    assert not (tmp_path / ".out.work").exists()
+    answers = []
+    for executor in ("native", "torch"):
+        with LLM(str(tmp_path / "out"), max_num_seqs=2, executor=executor, activation="f32", kv_format="f32") as llm:
+            answers.append(llm.generate("abc", GREEDY)[0].outputs[0])
+            tokens = llm.tokenizer.encode("abab <|end|>!")
+            assert llm.chat([{"role": "user", "content": "abc"}], GREEDY)[0].outputs[0].token_ids
+    assert answers[0].token_ids == answers[1].token_ids
+    with LLM(model, max_num_seqs=2) as llm:
+        assert llm.tokenizer.encode("abab <|end|>!") == tokens
+    held = json.loads((tmp_path / "out/card.json").read_text())
+    assert held["evaluation"]["divergence"]["kl_mean"] == card.evaluation.divergence.kl_mean > 0
+    assert (tmp_path / "out/card.md").read_text() == card.to_markdown()
+    stored = sum(tensor.num_bytes for tensor in open_checkpoint(tmp_path / "out").tensors.values())
+    assert card.quantized_bytes == stored
+
+
+def test_a_quantized_folder_can_be_quantized_again(model, tmp_path):
+    quantized(model, tmp_path / "first", Recipe(format="int8-channel"))
+    quantized(str(tmp_path / "first"), tmp_path / "second", Recipe())
+    with LLM(str(tmp_path / "second"), max_num_seqs=1) as llm:
+        assert len(llm.generate("abc", GREEDY)[0].outputs[0].token_ids) == 8
+
+
+def test_the_gate_writes_nothing_and_names_what_costs_most(model, tmp_path):
+    strict = Judging(length=48, calibration_texts=4, held_out_texts=3, thresholds=Thresholds(kl=1e-9))
+    with pytest.raises(GateError, match="mean KL") as caught:
+        quantized(model, tmp_path / "out", Recipe(), strict)
+    assert "--ignore layers." in caught.value.remedy
+    assert not (tmp_path / "out").exists()
+    reached = []
+    quantized(model, tmp_path / "out", Recipe(), progress=reached.append)
+    assert (tmp_path / "out/card.md").exists(), "what was finished was kept, and is taken by other thresholds"
+
+
+def test_what_exists_is_left_alone(model, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious").touch()
+    with pytest.raises(InvalidRequestError, match="exists already"):
+        quantized(model, tmp_path / "out", Recipe())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["precious"]
+
+
+def test_a_folder_that_cannot_be_written(model, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError):
+        quantized(model, tmp_path / "file" / "out", Recipe())
+
+
+def test_windows_are_apart_and_the_same_each_time(model):
+    tokenizer = open_source(model).tokenizer
+    calibration, held_out = (windows(tokenizer, part, 20, 32) for part in ("calibration", "held_out"))
+    assert calibration.shape == held_out.shape == (20, 32)
+    assert not {tuple(row) for row in calibration} & {tuple(row) for row in held_out}
+    np.testing.assert_array_equal(calibration, windows(tokenizer, "calibration", 20, 32))
+    with pytest.raises(InvalidRequestError, match="pieces of"):
+        windows(tokenizer, "held_out", 10**6, 32)
+
+
+def test_the_command(model, tmp_path, capsys):
+    small = ["--length", "48", "--calibration-texts", "4", "--held-out-texts", "3"]
+    assert main(["quantize", model, "-o", str(tmp_path / "out"), "--no-gate", *small]) == 0
+    shown = capsys.readouterr().out
+    assert "| perplexity |" in shown
+    assert f"wrote {tmp_path / 'out'}" in shown
+    assert main(["quantize", model, "-o", str(tmp_path / "strict"), "--max-kl", "1e-9", *small]) == 1
+    assert "too far from its source" in capsys.readouterr().err
+    assert not (tmp_path / "strict").exists()
+    assert main(["quantize", model, "--compare", "int4-g32:rtn,int8-channel", *small]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "recipe", "source", "int4-g32", "int8-channel",
+    ]  # fmt: skip
+    for wrong in (["-o", "x", "--compare", "int4-g32"], [], ["-o", "x", "--no-gate", "--max-kl", "1"]):
+        assert main(["quantize", model, *wrong]) == 1
