@@ -13,7 +13,7 @@ from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
 from headrace.compress.recipe import Recipe, WeightScheme
 from headrace.compress.store import Store
-from headrace.compress.walk import tokens_only, walk
+from headrace.executors.torch_sequences import run_sequences, tokens_only
 from headrace.graph.ir import Graph, Node
 from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import IntegerScheme
@@ -80,7 +80,8 @@ def quantize_weights(
     schemes = recipe.schemes(graph)
     run = _Pass(graph, weights, schemes, recipe.method, store, progress)
     walked = graph if set(graph.node(graph.output).params) & schemes.keys() else tokens_only(graph)
-    walk(walked, token_ids, run.visit)
+    with torch.inference_mode():
+        run_sequences(walked, torch.from_numpy(token_ids.astype(np.int64)), run.visit)
     return Quantized({**weights, **run.changed}, schemes, tuple(run.rounded))
 
 
