@@ -18,7 +18,7 @@ from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
 from headrace.compress.quantizer import Quantized, quantize_weights
-from headrace.compress.recipe import Recipe
+from headrace.compress.recipe import Recipe, WeightScheme
 from headrace.compress.store import Store
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.compressed_tensors_writer import write_compressed_tensors
@@ -182,7 +182,8 @@ def quantize_model(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         command=shlex.join(command),
     )
-    _write(source, config, outcome.quantized, target, card)
+    cards = {"card.md": card.to_markdown(), "card.json": card.to_json()}
+    write_folder(source, config, outcome.quantized.weights, outcome.quantized.schemes, target, cards)
     store.remove()
     return card
 
@@ -192,15 +193,23 @@ def stored_bytes(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> int:
     return sum(tensor.num_bytes for tensor in hf_tensors(spec, weights).values())
 
 
-def _write(source: Source, config: dict[str, object], quantized: Quantized, target: Path, card: Card) -> None:
-    schemes = {hf_name(source.spec, name): scheme for name, scheme in quantized.schemes.items()}
+def write_folder(
+    source: Source,
+    config: Mapping[str, object],
+    weights: Mapping[str, RawTensor],
+    schemes: Mapping[str, WeightScheme],
+    target: Path,
+    notes: Mapping[str, str],
+) -> None:
+    """A model's folder: weights, config, tokenizer, and text files by name. Whole or not at all."""
+    stored = {hf_name(source.spec, name): scheme for name, scheme in schemes.items()}
     with tempfile.TemporaryDirectory() as made:
         files = text_files(source.checkpoint, Path(made))
-        cards = Path(made) / "card.md", Path(made) / "card.json"
-        for path, content in zip(cards, (card.to_markdown(), card.to_json()), strict=True):
-            path.write_text(content)
-        tensors = hf_tensors(source.spec, quantized.weights)
-        write_compressed_tensors(target, config, tensors, schemes, [*files, *cards])
+        files = [path for path in files if path.name not in notes]
+        for name, content in notes.items():
+            files.append(Path(made) / name)
+            files[-1].write_text(content)
+        write_compressed_tensors(target, config, hf_tensors(source.spec, weights), stored, files)
 
 
 def _blame(source: Source, quantized: Quantized, evaluator: Evaluator) -> list[Blame]:

@@ -1,0 +1,1 @@
+"""Training over the graph that is served: quantization-aware, by distillation, exactly resumable."""

@@ -1,0 +1,67 @@
+"""What to train on: pieces of texts, and of what the model itself says."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from headrace.align.corpus import texts
+from headrace.base.errors import InvalidRequestError
+from headrace.engine.sampling import SamplingParams
+from headrace.llm.llm import LLM
+from headrace.text.tokenizer import Tokenizer
+
+SOURCES = ("own", "corpus")
+_OPENING = 4  # tokens of a text that an own sample begins with
+
+
+@dataclass(frozen=True, slots=True)
+class Sequences:
+    """Token ids ``[count, length]``, int64: whole pieces without padding, one document each."""
+
+    ids: np.ndarray
+
+    def batches(self, size: int, seed: int) -> Callable[[int], np.ndarray]:
+        """The batch of a step: ``[size, length]``. A pure function of the step, so a resumed run sees the same ones;
+        every piece comes once before any comes twice."""
+        count = len(self.ids)
+        if size > count:
+            raise InvalidRequestError(f"{count} sequences are fewer than a batch of {size}.", "Ask for more, or less.")
+
+        def batch(step: int) -> np.ndarray:
+            chosen = []
+            for i in range(step * size, (step + 1) * size):
+                epoch, at = divmod(i, count)
+                chosen.append(np.random.default_rng((seed, epoch)).permutation(count)[at])
+            return self.ids[chosen]
+
+        return batch
+
+
+def corpus_sequences(tokenizer: Tokenizer, count: int, length: int, seed: int) -> Sequences:
+    """Pieces of the calibration texts (`headrace.align.corpus`), chosen at random without repetition."""
+    pieces = [
+        np.array(ids[at : at + length], np.int64)
+        for ids in (tokenizer.encode(text) for text in texts("calibration"))
+        for at in range(0, len(ids) - length + 1, length)
+    ]
+    if len(pieces) < count:
+        raise InvalidRequestError(
+            f"The texts have {len(pieces)} pieces of {length} tokens, not {count}.", "Ask for fewer."
+        )
+    chosen = np.random.default_rng(seed).permutation(len(pieces))[:count]
+    return Sequences(np.stack([pieces[i] for i in chosen]))
+
+
+def own_sequences(llm: LLM, count: int, length: int, seed: int) -> Sequences:
+    """What the model says itself at temperature 1 after the first tokens of texts: no data but openings."""
+    openings = [
+        ids[:_OPENING] for text in texts("calibration") if len(ids := llm.tokenizer.encode(text[:200])) >= _OPENING
+    ]
+    prompts = [openings[i % len(openings)] for i in range(count)]
+    params = [
+        SamplingParams(max_tokens=length - _OPENING, temperature=1.0, ignore_eos=True, seed=seed + i)
+        for i in range(count)
+    ]
+    results = llm.generate(prompts, params)
+    return Sequences(np.array([[*r.prompt_token_ids, *r.outputs[0].token_ids] for r in results], np.int64))

@@ -1,0 +1,137 @@
+"""Quantization-aware training, whole: data, training, packing, and what it gained over rounding to nearest."""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from headrace.align.divergence import Divergence
+from headrace.base.errors import InvalidRequestError
+from headrace.compress.export import hf_config
+from headrace.compress.pipeline import Judging, Source, make_evaluator, open_source, write_folder
+from headrace.compress.recipe import Recipe, WeightScheme
+from headrace.executors.native_quantize import quantize_tensor
+from headrace.llm.llm import LLM
+from headrace.numerics.quantize import quantize
+from headrace.numerics.schemes import IntegerScheme
+from headrace.numerics.tensor import RawTensor
+from headrace.train.curve import curve_svg
+from headrace.train.data import SOURCES, Sequences, corpus_sequences, own_sequences
+from headrace.train.loop import TrainingConfig, train
+from headrace.train.model import GraphModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QatConfig:
+    """What to train on, and to which format.
+
+    Attributes:
+        recipe: its format, what it ignores and the logits' format; the method is training.
+        training: see `TrainingConfig`.
+        data: ``own``: what the model says itself; ``corpus``: the calibration texts; or both, half and half.
+        sequences: how many, of `length` tokens.
+        seed: of data and order.
+        checkpointed: compute layers again for gradients: less memory, more time.
+    """
+
+    recipe: Recipe
+    training: TrainingConfig
+    data: tuple[str, ...] = SOURCES
+    sequences: int = 512
+    length: int = 128
+    seed: int = 0
+    checkpointed: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.data or set(self.data) - set(SOURCES):
+            raise InvalidRequestError(
+                f"Data {','.join(self.data)!r} is not known.", f"Use {' or '.join(SOURCES)}, or both."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class QatResult:
+    """Against the source model, on held-out texts: rounding its weights to nearest, and training first."""
+
+    nearest: Divergence
+    trained: Divergence
+
+    @property
+    def gap_closed(self) -> float:
+        """Share of rounding's mean KL that training took away."""
+        return 1 - self.trained.kl_mean / self.nearest.kl_mean
+
+
+def train_qat(
+    name: str | None,
+    target: Path,
+    config: QatConfig,
+    judging: Judging,
+    *,
+    device: str = "cpu",
+    report: Callable[[int, dict[str, float]], None],
+) -> QatResult:
+    """Train a model to bear its quantization, and write it packed.
+
+    Checkpoints are kept beside `target` until it is whole: the same call goes on where a stopped one was.
+
+    Raises as `train` and `write_folder` do.
+    """
+    if target.exists():
+        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    source = open_source(name)
+    described = hf_config(source.checkpoint, source.spec)
+    schemes = config.recipe.schemes(source.graph)
+    work = target.parent / f".{target.name}.qat"
+    sequences = _data(name, source, config, work)
+    model = GraphModel(source.graph, source.weights, schemes, device=device, checkpointed=config.checkpointed)
+    teacher = None
+    if config.training.loss == "distill":
+        teacher = GraphModel(source.graph, source.weights, {}, device=device).requires_grad_(False)
+    batches = sequences.batches(config.training.batch_size, config.seed)
+    train(model, teacher, batches, config.training, work, report=report)
+    evaluator = make_evaluator(source, judging)
+    trained = packed(model.weights(), schemes)
+    result = QatResult(
+        nearest=evaluator.compare(packed(source.weights, schemes)).divergence,
+        trained=evaluator.compare(trained).divergence,
+    )
+    curve = (work / "curve.jsonl").read_text()
+    notes = {"curve.jsonl": curve, "curve.svg": curve_svg(curve, f"{source.name}, {config.recipe.format}")}
+    write_folder(source, described, trained, schemes, target, notes)
+    shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, WeightScheme]) -> dict[str, RawTensor]:
+    """Weights with those that have schemes rounded to them, as they are served: the bits that training saw."""
+    return {name: _rounded(tensor, schemes[name]) if name in schemes else tensor for name, tensor in weights.items()}
+
+
+def _rounded(tensor: RawTensor, scheme: WeightScheme) -> RawTensor:
+    if isinstance(scheme, IntegerScheme):
+        return quantize_tensor(tensor, scheme)
+    return RawTensor.from_groups(quantize(tensor.to_f32(), scheme))
+
+
+def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Sequences:
+    """Made once, then read: what the model says may differ between machines, and a resumed run must go on with it."""
+    path = work / "data.npy"
+    if path.exists():
+        return Sequences(np.load(path))
+    each = config.sequences // len(config.data)
+    parts = []
+    for kind in config.data:
+        if kind == "corpus":
+            parts.append(corpus_sequences(source.tokenizer, each, config.length, config.seed).ids)
+        else:
+            with LLM(name) as llm:
+                parts.append(own_sequences(llm, each, config.length, config.seed).ids)
+    ids = np.concatenate(parts)
+    work.mkdir(parents=True, exist_ok=True)
+    partial = work / "data.partial.npy"
+    np.save(partial, ids)
+    partial.replace(path)
+    return Sequences(ids)
