@@ -4,7 +4,7 @@ The reference ops, but for attention: no cache, the sequences of a batch have on
 Calibration looks at what nodes read; training runs with other parameters than those it keeps.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,7 +18,14 @@ Visit = Callable[[Node, Sequence[Tensor]], Sequence[Tensor]]
 """(a node, its inputs ``[tokens, features]``) to the parameters that it shall run with."""
 
 
-def run_sequences(graph: Graph, token_ids: Tensor, visit: Visit, *, checkpointed: bool = False) -> Tensor:
+def run_sequences(
+    graph: Graph,
+    token_ids: Tensor,
+    visit: Visit,
+    *,
+    checkpointed: bool = False,
+    given: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Evaluate a graph on n sequences of l tokens.
 
     Args:
@@ -27,6 +34,7 @@ def run_sequences(graph: Graph, token_ids: Tensor, visit: Visit, *, checkpointed
         visit: called for every node once, in the graph's order, with what the node reads.
         checkpointed: keep values between layers only, and compute a layer again for its gradients (`visit` is called
             again, too): less memory, a forward pass more.
+        given: values of nodes that are not in the graph, for a piece of one.
 
     Returns:
         The graph's output, ``[n * l, features]``.
@@ -55,13 +63,12 @@ def run_sequences(graph: Graph, token_ids: Tensor, visit: Visit, *, checkpointed
                     del live[name]
         return list(live.values())
 
-    names: list[str] = []
-    values: list[Tensor] = []
+    names, values = list(given or ()), list((given or {}).values())
     for begin, end in _layers(graph) if checkpointed else [(0, len(graph.nodes))]:
         outer = [
             name
             for name in dict.fromkeys((*names, *(node.name for node in graph.nodes[begin:end])))
-            if last_reader[name] >= end or name == graph.output
+            if last_reader.get(name, -1) >= end or name == graph.output
         ]
         if checkpointed:
             values = checkpoint(run, begin, end, names, values, use_reentrant=False)

@@ -1,0 +1,194 @@
+"""Two ways of running a model over the same tokens: how far apart, from which node on, and through what."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from headrace.align.corpus import texts
+from headrace.align.divergence import Divergence, TokenDivergence, divergence_of, summarize
+from headrace.align.forced import forced_logits
+from headrace.align.nodes import NodeError, node_errors
+from headrace.align.subjects import Opened, Subject, open_subject
+from headrace.base.errors import InvalidRequestError
+from headrace.text.tokenizer import Tokenizer
+
+CLIP = 0.2
+"""How far from 1 an importance ratio may be before PPO clips it (arXiv:1707.06347)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyGap:
+    """What a policy-gradient trainer would see if it trained with A on tokens that B rolled out: r = p_A / p_B.
+
+    Attributes:
+        k1, k3: means of -log r and of r - 1 - log r (Schulman, "Approximating KL Divergence", 2020). They estimate
+            KL(B || A) where the tokens were sampled from B; on other text they are only means.
+        ratio_p1, ratio_p50, ratio_p99: percentiles of r.
+        clipped: share of tokens with r outside 1 ± 0.2.
+        sequence_ratio_min, sequence_ratio_max: of the product of r over a text, to the power 1 / length.
+    """
+
+    k1: float
+    k3: float
+    ratio_p1: float
+    ratio_p50: float
+    ratio_p99: float
+    clipped: float
+    sequence_ratio_min: float
+    sequence_ratio_max: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One way in which B differs from A, taken back: what mean |Δ log-probability| is left, what share that explains.
+
+    Shares need not add up to one: a torch executor has no activations to speak of, so taking `executor` back takes
+    those of the native one back as well.
+    """
+
+    name: str
+    a: str
+    b: str
+    left: float
+    explains: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """A beside B. `nodes` are in the graph's order; there are none where A and B have no graph in common. `first` is
+    the first that departs by itself, None if none does.
+    """
+
+    a: str
+    b: str
+    divergence: Divergence
+    policy: PolicyGap
+    nodes: tuple[NodeError, ...]
+    first: str | None
+    causes: tuple[Cause, ...]
+
+    def exceeded(self, budget: dict[str, float]) -> list[str]:
+        """What is beyond a budget, in words. A figure that is not a number is beyond any."""
+        found = {
+            "kl": self.divergence.kl_mean,
+            "kl_p99": self.divergence.kl_p99,
+            "dlogprob": self.divergence.logprob_delta_mean,
+            "dlogprob_p99": self.divergence.logprob_delta_p99,
+            "dlogprob_max": self.divergence.logprob_delta_max,
+            "flips": 1 - self.divergence.top1_agreement,
+            "clipped": self.policy.clipped,
+        }
+        if unknown := budget.keys() - found.keys():
+            raise InvalidRequestError(f"A budget of {min(unknown)!r} is not known.", f"Use {', '.join(found)}.")
+        return [
+            f"{name} is {found[name]:.4g}, not below {limit:g}"
+            for name, limit in budget.items()
+            if not found[name] < limit
+        ]
+
+
+def token_windows(tokenizer: Tokenizer, text: str | None, count: int, length: int) -> list[list[int]]:
+    """Token ids to compare on: pieces of a text, or of held-out documents, one from each in turn."""
+    documents = [text] if text is not None else texts("held_out")
+    encoded = [tokenizer.encode(document) for document in documents]
+    pieces = [
+        ids[at : at + length]
+        for at in range(0, max(map(len, encoded)), length)
+        for ids in encoded
+        if len(ids) >= at + length
+    ]
+    if not pieces and text is not None and len(encoded[0]) > 1:
+        return encoded
+    if len(pieces) < count and text is None:
+        raise InvalidRequestError(f"There are {len(pieces)} pieces of {length} tokens, not {count}.", "Ask for fewer.")
+    if not pieces:
+        raise InvalidRequestError("The text has fewer than two tokens.", "Give a longer one.")
+    return pieces[:count]
+
+
+def align(a: Subject, b: Subject, tokens: Sequence[Sequence[int]], *, threshold: float, by_cause: bool) -> Alignment:
+    """Compare two subjects over the same texts.
+
+    Args:
+        tokens: texts as token ids, of one length.
+        threshold: relative error of a node beyond which it departs by itself.
+        by_cause: take back one difference after the other, and measure again.
+
+    Raises InvalidRequestError if they do not share a vocabulary.
+    """
+    opened_a, opened_b = open_subject(a), open_subject(b)
+    _check_vocabularies(opened_a, opened_b)
+    base = _all_logits(opened_a, tokens)
+    found = _compared(base, opened_b, tokens)
+    nodes: tuple[NodeError, ...] = ()
+    if [node.name for node in opened_a.graph.nodes] == [node.name for node in opened_b.graph.nodes]:
+        nodes = tuple(node_errors(opened_a, opened_b, tokens[0]))
+    first = next((node.name for node in nodes if node.own > threshold), None)
+    divergence = summarize(found)
+    causes = tuple(_causes(a, b, base, tokens, divergence)) if by_cause else ()
+    return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes)
+
+
+def _all_logits(opened: Opened, tokens: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
+    length = len(tokens[0])
+    with opened.executor(length) as executor:
+        return [forced_logits(executor, opened.graph.output, ids, rows_per_step=length) for ids in tokens]
+
+
+def _compared(
+    base: Sequence[npt.NDArray[np.float32]], other: Opened, tokens: Sequence[Sequence[int]]
+) -> list[TokenDivergence]:
+    length = len(tokens[0])
+    with other.executor(length) as executor:
+        return [
+            divergence_of(logits, forced_logits(executor, other.graph.output, ids, rows_per_step=length), ids)
+            for logits, ids in zip(base, tokens, strict=True)
+        ]
+
+
+def _policy(found: Sequence[TokenDivergence]) -> PolicyGap:
+    log_ratio = -np.concatenate([text.logprob_delta for text in found])  # log p_A - log p_B
+    ratio = np.exp(log_ratio)
+    by_text = [float(np.exp(-text.logprob_delta.mean())) for text in found]
+    p1, p50, p99 = (float(value) for value in np.percentile(ratio, [1, 50, 99]))
+    return PolicyGap(
+        k1=float(-log_ratio.mean()),
+        k3=float((ratio - 1 - log_ratio).mean()),
+        ratio_p1=p1,
+        ratio_p50=p50,
+        ratio_p99=p99,
+        clipped=float((np.abs(ratio - 1) > CLIP).mean()),
+        sequence_ratio_min=min(by_text),
+        sequence_ratio_max=max(by_text),
+    )
+
+
+def _causes(
+    a: Subject,
+    b: Subject,
+    base: Sequence[npt.NDArray[np.float32]],
+    tokens: Sequence[Sequence[int]],
+    divergence: Divergence,
+) -> list[Cause]:
+    """Each difference taken back by itself: B with A's setting."""
+    whole = divergence.logprob_delta_mean
+    causes = []
+    for field in fields(Subject):
+        values = getattr(a, field.name), getattr(b, field.name)
+        if values[0] == values[1]:
+            continue
+        swapped = replace(b, **{field.name: values[0]})
+        left = summarize(_compared(base, open_subject(swapped), tokens)).logprob_delta_mean
+        explains = 1 - left / whole if whole > 0 else 0.0
+        causes.append(Cause(field.name, str(values[0]), str(values[1]), left, explains))
+    return sorted(causes, key=lambda cause: -cause.explains)
+
+
+def _check_vocabularies(a: Opened, b: Opened) -> None:
+    sizes = [opened.graph.node(opened.graph.output).features for opened in (a, b)]
+    if sizes[0] != sizes[1]:
+        raise InvalidRequestError(
+            f"The vocabularies have {sizes[0]} and {sizes[1]} tokens.", "Compare models of one tokenizer."
+        )

@@ -1,0 +1,157 @@
+"""What is compared: a model run in a certain way, named in one line."""
+
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, fields, replace
+from urllib.parse import parse_qsl
+
+from headrace.base.errors import InvalidRequestError
+from headrace.engine.executor import Executor
+from headrace.executors.kv_layout import KV_FORMATS
+from headrace.executors.native import ACTIVATIONS, NativeExecutor
+from headrace.formats.checkpoint import open_checkpoint
+from headrace.formats.resolve import resolve_model
+from headrace.formats.weights import Weights, load_weights, matrices_in
+from headrace.graph.ir import Graph
+from headrace.graph.passes import fuse
+from headrace.llm.text_side import load_text
+from headrace.models import build_graph, ignorable, load_spec, sources
+from headrace.text.tokenizer import Tokenizer
+
+_BLOCK_SIZE = 16
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """A model and how it is run.
+
+    Attributes:
+        model: as `headrace serve` takes it; empty: the embedded one.
+        executor: ``native`` or ``torch``.
+        activation, isa, threads: of the native executor, as in `LLMConfig`.
+        kv: number format of cached keys and values.
+        weights: ``stored``, or ``f32`` or ``bf16``, into which all matrices are turned first.
+        dtype: of the torch executor: float32, float64, bfloat16 or float16.
+        fused: whether ops are merged.
+    """
+
+    model: str = ""
+    executor: str = "native"
+    activation: str = "auto"
+    isa: str = ""
+    threads: int = 0
+    kv: str = "bf16"
+    weights: str = "stored"
+    dtype: str = "float32"
+    fused: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("executor", ("native", "torch")),
+            ("activation", ACTIVATIONS),
+            ("kv", KV_FORMATS),
+            ("weights", ("stored", "f32", "bf16")),
+            ("dtype", _DTYPES),
+        ):
+            if getattr(self, name) not in known:
+                raise InvalidRequestError(
+                    f"{name}={getattr(self, name)!r} is not known.", f"Use one of {', '.join(known)}."
+                )
+
+    @property
+    def title(self) -> str:
+        """The line that names it, without what is as always."""
+        default = Subject(model=self.model)
+        said = [
+            f"{f.name}={getattr(self, f.name)}"
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(default, f.name)
+        ]
+        return f"{self.model or 'smollm2-135m'}{'?' if said else ''}{'&'.join(said)}"
+
+
+def subject_named(text: str) -> Subject:
+    """``MODEL?key=value&key=value``; ``native`` and ``torch`` alone mean the embedded model on that executor.
+
+    Raises InvalidRequestError for a key or a value that is not known.
+    """
+    if text in ("native", "torch"):
+        return Subject(executor=text)
+    model, _, options = text.partition("?")
+    kinds = {f.name: f.type for f in fields(Subject) if f.name != "model"}
+    given: dict[str, object] = {}
+    for key, value in parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options)):
+        if key not in kinds or key in given:
+            raise InvalidRequestError(
+                f"{text!r}: {key!r} is {'given twice' if key in given else 'not known'}.",
+                f"Use {', '.join(kinds)}, each once.",
+            )
+        given[key] = _value(key, value)
+    return replace(Subject(model=model), **given)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A subject's model, not yet packed."""
+
+    subject: Subject
+    graph: Graph
+    weights: Weights
+    tokenizer: Tokenizer
+
+    def executor(self, length: int) -> AbstractContextManager[Executor]:
+        """An executor for sequences of up to `length` tokens, each in one step, all rows sampled."""
+        subject = self.subject
+        num_blocks = -(-length // _BLOCK_SIZE)
+        if subject.executor == "torch":
+            from headrace.executors.torch_executor import TorchExecutor
+
+            return closing(
+                TorchExecutor(
+                    self.graph,
+                    self.weights,
+                    num_blocks=num_blocks,
+                    block_size=_BLOCK_SIZE,
+                    kv_format=subject.kv,
+                    dtype=subject.dtype,
+                )
+            )
+        return closing(
+            NativeExecutor(
+                self.graph,
+                self.weights,
+                num_blocks=num_blocks,
+                block_size=_BLOCK_SIZE,
+                kv_format=subject.kv,
+                activation=subject.activation,
+                num_threads=subject.threads or None,
+                isa=subject.isa or None,
+                fuse=subject.fused,
+                max_batched_tokens=length,
+                max_num_seqs=length,
+                max_model_len=length,
+            )
+        )
+
+
+def open_subject(subject: Subject) -> Opened:
+    """Find its model. Raises as loading it does."""
+    checkpoint = open_checkpoint(resolve_model(subject.model or None))
+    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=None)
+    graph = build_graph(spec)
+    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    if subject.weights != "stored":
+        weights = matrices_in(subject.weights, weights)
+    return Opened(subject, fuse(graph) if subject.fused else graph, weights, load_text(checkpoint).tokenizer)
+
+
+def _value(key: str, value: str) -> object:
+    if key == "threads":
+        if not value.isdecimal():
+            raise InvalidRequestError(f"threads={value!r} is no number.", "Give how many.")
+        return int(value)
+    if key == "fused":
+        if value not in ("0", "1"):
+            raise InvalidRequestError(f"fused={value!r} is not known.", "Use 0 or 1.")
+        return value == "1"
+    return value

@@ -1,0 +1,143 @@
+"""Two subjects over one tiny model: what is equal is found equal, what is planted is found where it was planted."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from headrace.align import alignment, report
+from headrace.align.alignment import align, token_windows
+from headrace.align.subjects import Subject, open_subject, subject_named
+from headrace.base.errors import InvalidRequestError
+from headrace.cli.main import main
+from headrace.numerics.tensor import RawTensor
+from tests.support.tiny_model import write_model
+
+TOKENS = [np.random.default_rng(i).integers(0, 90, 32).tolist() for i in range(3)]
+
+
+@pytest.fixture
+def model(tmp_path):
+    return write_model(tmp_path)
+
+
+def compared(a, b, **options):
+    return align(a, b, TOKENS, **{"threshold": 1e-4, "by_cause": False, **options})
+
+
+def test_a_subject_beside_itself_is_equal_in_every_bit(model):
+    for subject in (Subject(model=model), Subject(model=model, executor="torch", dtype="float64", kv="f32")):
+        found = compared(subject, subject)
+        d = found.divergence
+        assert (d.kl_max, d.logprob_delta_max, d.top1_agreement, found.policy.k3) == (0, 0, 1, 0)
+        assert all(node.total == 0 for node in found.nodes)
+        assert not found.exceeded({"kl": 1e-12, "clipped": 1e-12})
+
+
+def test_float32_on_both_executors_departs_nowhere(model):
+    a = Subject(model=model, executor="torch", kv="f32")
+    b = Subject(model=model, activation="f32", kv="f32")
+    found = compared(a, b)
+    assert found.first is None
+    assert found.divergence.logprob_delta_max < 1e-4
+    assert [node.name for node in found.nodes] == [node.name for node in open_subject(a).graph.nodes]
+
+
+def test_rounded_keys_and_values_are_found_in_attention_and_explained(model):
+    a, b = Subject(model=model, activation="f32", kv="f32"), Subject(model=model, activation="f32", kv="int8")
+    found = compared(a, b, by_cause=True)
+    assert found.first == "layers.0.attn.core"
+    own = {node.op for node in found.nodes if node.own > 1e-4}
+    assert own == {"attention"}, "what others are off by they have inherited"
+    assert max(node.total for node in found.nodes if node.op == "linear") > 1e-4
+    (cause,) = found.causes
+    assert (cause.name, cause.a, cause.b, cause.left, cause.explains) == ("kv", "f32", "int8", 0.0, 1.0)
+
+
+def test_causes_are_told_apart(model):
+    a = Subject(model=model, executor="torch", dtype="float64", kv="f32")
+    b = Subject(model=model, executor="torch", dtype="bfloat16", kv="bf16")
+    causes = {cause.name: cause.explains for cause in compared(a, b, by_cause=True).causes}
+    assert causes.keys() == {"dtype", "kv"}
+    assert causes["dtype"] > causes["kv"]
+
+
+def test_a_changed_parameter_is_found_at_its_node(model, monkeypatch):
+    a, b = (
+        Subject(model=model, activation="f32", kv="f32"),
+        Subject(model=model, activation="f32", kv="f32", fused=False),
+    )
+    real = open_subject
+    made = []
+
+    def damaged(subject):
+        opened = real(subject)
+        made.append(subject)
+        if len(made) != 2:
+            return opened
+        name = "layers.1.mlp.up.weight"
+        values = np.array(opened.weights[name].to_f32())
+        values[5] *= 1.5
+        weights = replace(opened.weights, params={**opened.weights.params, name: RawTensor.from_f32(values)})
+        return replace(opened, weights=weights)
+
+    monkeypatch.setattr(alignment, "open_subject", damaged)
+    found = compared(a, b)
+    departed = [node.name for node in found.nodes if node.total > 1e-4]
+    assert departed[0] == "layers.1.mlp.up"
+    assert found.first is None, "each node computes what its own parameters say"
+
+
+@pytest.mark.parametrize("text", [
+    "x?executor=cuda", "x?speed=1", "x?kv=f32&kv=bf16", "x?threads=many", "x?fused=yes", "x?kv", "x?dtype=int4",
+])  # fmt: skip
+def test_subjects_that_make_no_sense_are_errors(text):
+    with pytest.raises((InvalidRequestError, ValueError)):
+        subject_named(text)
+
+
+def test_subjects_by_name():
+    assert subject_named("native") == Subject()
+    assert subject_named("torch") == Subject(executor="torch")
+    found = subject_named("some/model?executor=torch&dtype=bfloat16&fused=1")
+    assert found == Subject(model="some/model", executor="torch", dtype="bfloat16", fused=True)
+    assert subject_named(found.title.replace("fused=True", "fused=1")) == found
+
+
+def test_windows_of_a_text(model):
+    tokenizer = open_subject(Subject(model=model)).tokenizer
+    assert (
+        token_windows(tokenizer, "abcdefgh", 3, 4)
+        == [tokenizer.encode("abcdefgh")[:4], tokenizer.encode("abcdefgh")[4:8]][
+            : len(tokenizer.encode("abcdefgh")) // 4
+        ]
+    )
+    assert len(token_windows(tokenizer, "xyz", 3, 100)) == 1, "a short text is one piece"
+    with pytest.raises(InvalidRequestError, match="fewer than two"):
+        token_windows(tokenizer, "x", 1, 100)
+    assert len(token_windows(tokenizer, None, 5, 32)) == 5
+
+
+def test_the_command_and_its_reports(model, tmp_path, capsys):
+    few = ["--texts", "2", "--length", "32", "--threshold", "1e-4"]
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]
+    a, b = f"{model}?activation=f32&kv=f32", f"{model}?activation=f32&kv=int8"
+    assert main(["align", a, b, *few, "--causes", *files, "--budget", "kl<0.5,dlogprob_p99<5"]) == 0
+    shown = capsys.readouterr().out
+    assert "layers.0.attn.core departs first by itself" in shown
+    held = json.loads((tmp_path / "a.json").read_text())
+    assert held["first"] == "layers.0.attn.core"
+    page = (tmp_path / "a.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http-equiv", ""), "nothing from elsewhere"
+    assert main(["align", a, b, *few, "--budget", "kl<1e-9"]) == 1
+    assert "beyond the budget: kl is" in capsys.readouterr().err
+    for wrong in (["--budget", "kl"], ["--budget", "magic<1"], ["--text", "/nonexistent"], ["--length", "1"]):
+        assert main(["align", a, b, *few, *wrong]) == 1
+
+
+def test_reports_say_the_same(model):
+    found = compared(Subject(model=model, kv="f32"), Subject(model=model, kv="int8"))
+    assert json.loads(report.to_json(found))["divergence"]["kl_mean"] == found.divergence.kl_mean
+    assert report.to_text(found).splitlines()[0] in report.to_html(found)
