@@ -7,12 +7,13 @@ import numpy as np
 from headrace.base.errors import ContextLengthError, InvalidRequestError
 from headrace.engine.executor import Executor
 from headrace.engine.sampling import SamplingParams
-from headrace.engine.step import Float32, SampleRow, Step
+from headrace.engine.step import Float32, Int32, SampleRow, Step
 
 ROWS_PER_STEP = 64
 """Tokens of a step, all of them sampled, unless another number is asked for: what executors sample by default."""
 
 _GREEDY = SampleRow(SamplingParams(temperature=0.0), seed=0, index=0)
+_CERTAIN = 100.0  # the largest bias there is; a logit further down than that is said
 
 
 def forced_values(
@@ -35,20 +36,7 @@ def forced_values(
     small.
     """
     ids = _checked(executor, token_ids)
-    block_table = np.arange(-(-len(ids) // executor.block_size), dtype=np.int32)[None]
-    for start in range(0, len(ids), rows_per_step):
-        chunk = ids[start : start + rows_per_step]
-        end = start + len(chunk)
-        step = Step(
-            token_ids=chunk,
-            positions=np.arange(start, end, dtype=np.int32),
-            seq_starts=np.array([0, len(chunk)], np.int32),
-            context_lens=np.array([end], np.int32),
-            block_tables=block_table[:, : -(-end // executor.block_size)],
-            sample_rows=np.arange(len(chunk), dtype=np.int32),
-            sampling=(_GREEDY,) * len(chunk),
-            taps=tuple(taps),
-        )
+    for step in _steps(executor, ids, (_GREEDY,) * len(ids), tuple(taps), rows_per_step):
         yield executor.execute(step).taps
 
 
@@ -66,7 +54,46 @@ def forced_logits(
     return np.concatenate([values[output] for values in steps])
 
 
-def _checked(executor: Executor, token_ids: Sequence[int]) -> np.ndarray:
+def forced_logprobs(executor: Executor, token_ids: Sequence[int], *, rows_per_step: int = ROWS_PER_STEP) -> Float32:
+    """The log-probability of each token after the first, float32 ``[n - 1]``, by the executor's own sampler.
+
+    Where the executor is deterministic, they are the bits that it gave when it chose these tokens.
+    See `forced_values` for the rest; at least two tokens.
+    """
+    ids = _checked(executor, token_ids)
+    if len(ids) < 2:
+        raise InvalidRequestError("One token has nothing to predict.", "Give at least two.")
+    rows = [
+        SampleRow(SamplingParams(temperature=0.0, logprobs=0, logit_bias={token: _CERTAIN}), seed=0, index=0)
+        for token in ids[1:].tolist()
+    ]
+    results = [executor.execute(step) for step in _steps(executor, ids[:-1], tuple(rows), (), rows_per_step)]
+    chosen = np.concatenate([result.token_ids for result in results])
+    assert np.array_equal(chosen, ids[1:]), "a biased token was not chosen"
+    return np.concatenate([result.logprobs for result in results])
+
+
+def _steps(
+    executor: Executor, ids: Int32, rows: tuple[SampleRow, ...], taps: tuple[str, ...], rows_per_step: int
+) -> Iterator[Step]:
+    """One sequence, some tokens at a time, a row sampled at each."""
+    block_table = np.arange(-(-len(ids) // executor.block_size), dtype=np.int32)[None]
+    for start in range(0, len(ids), rows_per_step):
+        chunk = ids[start : start + rows_per_step]
+        end = start + len(chunk)
+        yield Step(
+            token_ids=chunk,
+            positions=np.arange(start, end, dtype=np.int32),
+            seq_starts=np.array([0, len(chunk)], np.int32),
+            context_lens=np.array([end], np.int32),
+            block_tables=block_table[:, : -(-end // executor.block_size)],
+            sample_rows=np.arange(len(chunk), dtype=np.int32),
+            sampling=rows[start:end],
+            taps=taps,
+        )
+
+
+def _checked(executor: Executor, token_ids: Sequence[int]) -> Int32:
     ids = np.asarray(token_ids, np.int64)
     if ids.ndim != 1 or not len(ids):
         raise InvalidRequestError("There are no tokens to score.", "Give at least one.")
