@@ -71,10 +71,8 @@ def main() -> None:
     if at:
         gaps = np.diff(at)
         inside = np.array([any(begin <= t <= end for begin, end in marks) for t in at[1:]])
-        print(
-            f"longest gap between tokens {1e3 * gaps[~inside].max():.1f} ms without, {1e3 * gaps[inside].max():.1f} ms "
-            f"during updates; median {1e3 * np.median(gaps[~inside]):.1f} and {1e3 * np.median(gaps[inside]):.1f} ms"
-        )
+        for title, chosen in (("without", gaps[~inside]), ("during updates", gaps[inside])):
+            print(f"between tokens, {title}: median {1e3 * np.median(chosen):.1f}, longest {1e3 * chosen.max():.1f} ms")
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@
     python benchmarks/zero_gap.py OUT --tokens 10000
 
 Rounds of: the engine samples, the trainer computes the same tokens' log-probabilities in three ways (torch in f32 and
-under bf16 autocast, and with the engine's kernels, `headrace.train.served`), a step of the optimizer changes the weights,
-the running engine takes them. Prints mean and largest |Δ log-probability| of each way, and the share of importance ratios
-that PPO with a clip of 0.2 would clip.
+under bf16 autocast, and with the engine's kernels, `headrace.train.served`), a step of the optimizer changes the
+weights, the running engine takes them. Prints mean and largest |Δ log-probability| of each way, and the share of
+importance ratios that PPO with a clip of 0.2 would clip.
 """
 
 import argparse
