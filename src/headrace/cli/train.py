@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     qat.add_argument("--format", default="int4-g32", help="as in headrace quantize (default: int4-g32)")
     qat.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave matching matrices")
     qat.add_argument("--logits", metavar="FORMAT", help="quantize the logits' matrix too (and a tied embedding)")
+    qat.add_argument("--start", default="gptq", help="masters begin as GPTQ's outcome (default) or as the weights")
     qat.add_argument("--loss", default="distill", help="distill (from the model itself) or next_token")
     qat.add_argument("--data", default="own,corpus", help="own samples, corpus (Python's docs), or both (default)")
     qat.add_argument("--sequences", type=positive, default=512, metavar="N", help="to train on (default: 512)")
@@ -47,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
             compute=args.compute,
             checkpoint_every=args.checkpoint_every,
         ),
+        start=args.start,
         data=tuple(args.data.split(",")),
         sequences=args.sequences,
         length=args.length,

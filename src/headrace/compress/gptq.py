@@ -5,6 +5,7 @@ Transformers" (arXiv:2210.17323). Scales are those of the unrounded matrix ("sta
 order of the inputs' size and groups stay runs of neighbours.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,16 +20,21 @@ DAMPING = 0.01
 _BLOCK = 128  # columns whose errors reach the columns behind them together
 
 
-def gptq(weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: float = DAMPING) -> Groups:
+def gptq(
+    weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: float = DAMPING, anchored: bool = False
+) -> Groups:
     """Round a matrix for inputs with a given second moment.
 
     Args:
         weight: float32 ``[out, in]``.
         hessian: ``[in, in]``, the sum (or mean) of x xᵀ over inputs; a multiple of it gives the same.
         scheme: integers; scales and zero points are those of rounding to nearest.
+        anchored: of symmetric codes, leave the largest of each group at the end of the range, so that the result
+            rounded again is itself: what training that rounds in every step can start from.
 
     Raises InvalidRequestError if the Hessian is not finite.
     """
+    assert scheme.symmetric or not anchored, "with zero points there is no end to hold on to"
     nearest = quantize(weight.numpy(), scheme)
     group_size = nearest.layout.group_size
     scales = torch.from_numpy(nearest.scales).double()
@@ -38,6 +44,8 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: flo
     upper = _inverse_factor(hessian[order][:, order], damping)
     left = weight[:, order].double()
     codes = torch.empty_like(left)
+    fixed = _largest(weight, group_size)[:, order] if anchored else None
+    nearest_codes = _unsigned(nearest.codes, nearest.layout.element)[:, order] if anchored else None
     for begin in range(0, len(order), _BLOCK):
         end = min(begin + _BLOCK, len(order))
         errors = torch.empty(len(weight), end - begin, dtype=torch.double)
@@ -49,6 +57,8 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: flo
             # In float32, as the rule divides: where nothing has been made up for, the codes are its codes.
             multiples = torch.round(left[:, i].float() / divisor.float()).double()
             codes[:, i] = torch.where(usable, multiples + zero, zero).clamp(low, high)
+            if fixed is not None and nearest_codes is not None:
+                codes[:, i] = torch.where(fixed[:, i], nearest_codes[:, i], codes[:, i])
             rounded = torch.where(usable, (codes[:, i] - zero) * divisor, 0.0)
             errors[:, i - begin] = (left[:, i] - rounded) / upper[i, i]
             left[:, i:end] -= errors[:, i - begin, None] * upper[i, i:end]
@@ -58,6 +68,22 @@ def gptq(weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: flo
     offset = 8 if nearest.layout.element == "int4" else 0
     stored = (in_place + offset).to(torch.int16).numpy().astype("int8" if scheme.symmetric else "uint8").view("uint8")
     return Groups(nearest.layout, stored, nearest.scales, nearest.zeros)
+
+
+def _largest(weight: Tensor, group_size: int) -> Tensor:
+    """Where the largest magnitude of each group is, the first of equals: bool of the weight's shape."""
+    groups = weight.abs().reshape(len(weight), -1, group_size)
+    return (
+        torch.zeros_like(groups, dtype=torch.bool)
+        .scatter_(2, groups.argmax(2, keepdim=True), True)
+        .reshape(weight.shape)
+    )
+
+
+def _unsigned(codes: np.ndarray, element: str) -> Tensor:
+    """Stored codes as the numbers they stand for."""
+    values = codes.astype(np.float64) - 8 if element == "int4" else codes.view(np.int8).astype(np.float64)
+    return torch.from_numpy(values)
 
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:

@@ -63,6 +63,7 @@ def quantize_weights(
     *,
     store: Store | None = None,
     progress: Progress | None = None,
+    anchored: bool = False,
 ) -> Quantized:
     """Quantize a model's matrices by a recipe.
 
@@ -72,13 +73,14 @@ def quantize_weights(
         token_ids: int ``[sequences, length]`` to calibrate on.
         store: keeps each matrix once it is done; those it has already are taken from it. The outcome is the same.
         progress: told each matrix's name once it is done.
+        anchored: of GPTQ: see `gptq`.
 
     Raises:
         InvalidRequestError: the recipe does not fit the model.
         CheckpointError: a matrix to quantize holds NaNs or infinities; names it.
     """
     schemes = recipe.schemes(graph)
-    run = _Pass(graph, weights, schemes, recipe.method, store, progress)
+    run = _Pass(graph, weights, schemes, recipe.method, store, progress, anchored)
     walked = graph if set(graph.node(graph.output).params) & schemes.keys() else tokens_only(graph)
     with torch.inference_mode():
         run_sequences(walked, torch.from_numpy(token_ids.astype(np.int64)), run.visit)
@@ -96,9 +98,10 @@ class _Pass:
         method: str,
         store: Store | None,
         progress: Progress | None,
+        anchored: bool,
     ) -> None:
         self._weights, self._schemes, self._method = weights, schemes, method
-        self._store, self._progress = store, progress
+        self._store, self._progress, self._anchored = store, progress, anchored
         self._readers = {
             node.name: [reader for reader in graph.nodes if node.name in reader.inputs] for node in graph.nodes
         }
@@ -145,7 +148,7 @@ class _Pass:
 
     def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: WeightScheme) -> RawTensor:
         if self._method == "gptq" and isinstance(scheme, IntegerScheme):
-            return RawTensor.from_groups(gptq(weight, hessian, scheme))
+            return RawTensor.from_groups(gptq(weight, hessian, scheme, anchored=self._anchored))
         return RawTensor.from_groups(quantize(weight.numpy(), scheme))
 
     def _hessian_of(self, name: str, inputs: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from headrace.align.divergence import Divergence
 from headrace.base.errors import InvalidRequestError
 from headrace.compress.export import hf_config
-from headrace.compress.pipeline import Judging, Source, make_evaluator, open_source, write_folder
+from headrace.compress.pipeline import Judging, Source, make_evaluator, open_source, windows, write_folder
+from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe, WeightScheme
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.llm.llm import LLM
@@ -30,6 +31,7 @@ class QatConfig:
     Attributes:
         recipe: its format, what it ignores and the logits' format; the method is training.
         training: see `TrainingConfig`.
+        start: ``weights``: masters begin as the model's weights; ``gptq``: as what GPTQ makes of them, where it can.
         data: ``own``: what the model says itself; ``corpus``: the calibration texts; or both, half and half.
         sequences: how many, of `length` tokens.
         seed: of data and order.
@@ -38,6 +40,7 @@ class QatConfig:
 
     recipe: Recipe
     training: TrainingConfig
+    start: str = "gptq"
     data: tuple[str, ...] = SOURCES
     sequences: int = 512
     length: int = 128
@@ -45,6 +48,8 @@ class QatConfig:
     checkpointed: bool = False
 
     def __post_init__(self) -> None:
+        if self.start not in ("weights", "gptq"):
+            raise InvalidRequestError(f"Start {self.start!r} is not known.", "Use weights or gptq.")
         if not self.data or set(self.data) - set(SOURCES):
             raise InvalidRequestError(
                 f"Data {','.join(self.data)!r} is not known.", f"Use {' or '.join(SOURCES)}, or both."
@@ -86,7 +91,8 @@ def train_qat(
     schemes = config.recipe.schemes(source.graph)
     work = target.parent / f".{target.name}.qat"
     sequences = _data(name, source, config, work)
-    model = GraphModel(source.graph, source.weights, schemes, device=device, checkpointed=config.checkpointed)
+    start = _start(source, config, schemes, judging, work)
+    model = GraphModel(source.graph, start, schemes, device=device, checkpointed=config.checkpointed)
     teacher = None
     if config.training.loss == "distill":
         teacher = GraphModel(source.graph, source.weights, {}, device=device).requires_grad_(False)
@@ -114,6 +120,18 @@ def _rounded(tensor: RawTensor, scheme: WeightScheme) -> RawTensor:
     if isinstance(scheme, IntegerScheme):
         return quantize_tensor(tensor, scheme)
     return RawTensor.from_groups(quantize(tensor.to_f32(), scheme))
+
+
+def _start(
+    source: Source, config: QatConfig, schemes: Mapping[str, WeightScheme], judging: Judging, work: Path
+) -> Mapping[str, RawTensor]:
+    """The masters' first values."""
+    symmetric = all(isinstance(scheme, IntegerScheme) and scheme.symmetric for scheme in schemes.values())
+    if config.start == "weights" or not symmetric or (work / "checkpoint.pt").exists():
+        return source.weights
+    ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
+    recipe = replace(config.recipe, method="gptq")
+    return quantize_weights(source.graph, source.weights, recipe, ids, anchored=True).weights
 
 
 def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Sequences:

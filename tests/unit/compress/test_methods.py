@@ -72,6 +72,20 @@ def test_gptq_is_what_the_paper_says(weight, inputs):
     assert (found == expected).double().mean() > 0.98, "but for ties that rounding decides"
 
 
+@pytest.mark.parametrize("scheme", [IntegerScheme(), IntegerScheme(bits=8, group_size=WHOLE)], ids=str)
+def test_what_is_anchored_rounds_to_itself(weight, inputs, scheme):
+    hessian = inputs.T @ inputs
+    found = gptq(weight, hessian, scheme, anchored=True)
+    again = quantize(found.to_f32(), scheme)
+    np.testing.assert_array_equal(again.codes, found.codes)
+    np.testing.assert_array_equal(again.scales, found.scales)
+    errors = [
+        output_error(torch.from_numpy(groups.to_f32()) - weight, hessian)
+        for groups in (gptq(weight, hessian, scheme), found, quantize(weight.numpy(), scheme))
+    ]
+    assert errors[0] <= 1.05 * errors[1] < 0.7 * errors[2]
+
+
 def test_groups_of_zeros_and_dead_inputs(weight, inputs):
     weight[:, :32], weight[3] = 0, 0
     inputs[:, 40:50] = 0
