@@ -1,0 +1,57 @@
+"""Quantize a model, see what that did, serve it, and give it new weights while it answers.
+
+python examples/quantize_and_refit.py            # minutes: GPTQ on the embedded model
+python examples/quantize_and_refit.py --small    # seconds: what CI runs
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from headrace import LLM, SamplingParams
+from headrace.compress.gate import Thresholds
+from headrace.compress.pipeline import Judging, open_source, quantize_model
+from headrace.compress.recipe import Recipe
+from headrace.models import sources
+
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
+QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true")
+    small = parser.parse_args().small
+    no_limits = Thresholds(kl=None, flips=None, perplexity=None)
+    judging = Judging(length=64, calibration_texts=4, held_out_texts=2, thresholds=no_limits) if small else Judging()
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "int4"
+        recipe = Recipe(method="rtn" if small else "gptq")
+        card = quantize_model(None, target, recipe, judging, command=["examples"], progress=lambda name: None)
+        found = card.evaluation.divergence
+        print(
+            f"{card.bits_per_weight:.2f} bits a weight, mean KL {found.kl_mean:.3f} to the source, likeliest token the "
+            f"same at {100 * found.top1_agreement:.1f} %, {card.quantized_speed:.0f} tokens/s"
+        )
+
+        # The masters: here the source's own weights, by their Hugging Face names, as a trainer would send them.
+        source = open_source(None)
+        names = {name: where.name for name, where in sources(source.spec, "hf").items()}
+        masters = {names[name]: type(tensor).from_f32(tensor.to_f32()) for name, tensor in source.weights.items()}
+        with LLM(str(target)) as llm:
+            stream = llm.stream(llm.render_chat(QUESTION), GREEDY)
+            versions = list(next(stream).weight_versions)
+            update = llm.update_weights(masters, running="recompute")
+            text = ""
+            for delta in stream:
+                text += delta.text
+                versions += delta.weight_versions
+            print(
+                f"{update.requantized} matrices rounded anew in {update.seconds['convert']:.2f} s, packed in "
+                f"{update.seconds['pack']:.2f} s, exchanged in {1e6 * update.seconds['swap']:.0f} microseconds"
+            )
+            print(f"the answer goes on: {text!r}, its tokens of weights {versions}")
+
+
+if __name__ == "__main__":
+    main()
