@@ -29,9 +29,9 @@ def main() -> None:
         recipe = Recipe(method="rtn" if small else "gptq")
         card = quantize_model(None, target, recipe, judging, command=["examples"], progress=lambda name: None)
         found = card.evaluation.divergence
+        print(f"{card.bits_per_weight:.2f} bits a weight, {card.quantized_speed:.0f} tokens/s")
         print(
-            f"{card.bits_per_weight:.2f} bits a weight, mean KL {found.kl_mean:.3f} to the source, likeliest token the "
-            f"same at {100 * found.top1_agreement:.1f} %, {card.quantized_speed:.0f} tokens/s"
+            f"mean KL to the source {found.kl_mean:.3f}, likeliest token the same at {100 * found.top1_agreement:.1f} %"
         )
 
         # The masters: here the source's own weights, by their Hugging Face names, as a trainer would send them.
@@ -46,10 +46,9 @@ def main() -> None:
             for delta in stream:
                 text += delta.text
                 versions += delta.weight_versions
-            print(
-                f"{update.requantized} matrices rounded anew in {update.seconds['convert']:.2f} s, packed in "
-                f"{update.seconds['pack']:.2f} s, exchanged in {1e6 * update.seconds['swap']:.0f} microseconds"
-            )
+            rounded, packed, swapped = (update.seconds[part] for part in ("convert", "pack", "swap"))
+            print(f"{update.requantized} matrices rounded anew in {rounded:.2f} s and packed in {packed:.2f} s")
+            print(f"exchanged in {1e6 * swapped:.0f} microseconds")
             print(f"the answer goes on: {text!r}, its tokens of weights {versions}")
 
 
