@@ -1,6 +1,6 @@
 """Two ways of running a model over the same tokens: how far apart, from which node on, and through what."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -129,6 +129,18 @@ def align(a: Subject, b: Subject, tokens: Sequence[Sequence[int]], *, threshold:
     divergence = summarize(found)
     causes = tuple(_causes(a, b, base, tokens, divergence)) if by_cause else ()
     return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes)
+
+
+def compare_all(
+    a: Subject, others: Sequence[Subject], tokens: Sequence[Sequence[int]], *, progress: Callable[[int], None]
+) -> list[Divergence]:
+    """Several subjects beside one, which runs once. `progress` is told how many are done."""
+    base = _all_logits(open_subject(a), tokens)
+    found = []
+    for subject in others:
+        found.append(summarize(_compared(base, open_subject(subject), tokens)))
+        progress(len(found))
+    return found
 
 
 def _all_logits(opened: Opened, tokens: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
 from urllib.parse import parse_qsl
 
 from headrace.base.errors import InvalidRequestError
@@ -15,9 +16,13 @@ from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.llm.text_side import load_text
 from headrace.models import build_graph, ignorable, load_spec, sources
+from headrace.numerics.quantize import quantize
+from headrace.numerics.schemes import scheme_named
+from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
 _BLOCK_SIZE = 16
+_PLAIN = ("stored", "f32", "bf16")
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -30,7 +35,9 @@ class Subject:
         executor: ``native`` or ``torch``.
         activation, isa, threads: of the native executor, as in `LLMConfig`.
         kv: number format of cached keys and values.
-        weights: ``stored``, or ``f32`` or ``bf16``, into which all matrices are turned first.
+        weights: ``stored``; or a format into which matrices are turned first, by rounding to nearest: ``f32``,
+            ``bf16``, or a scheme's name (`headrace.numerics.schemes.scheme_named`), which leaves embedding and logits.
+        only: a shell-style pattern of the names of matrices that a scheme is for.
         dtype: of the torch executor: float32, float64, bfloat16 or float16.
         fused: whether ops are merged.
     """
@@ -42,6 +49,7 @@ class Subject:
     threads: int = 0
     kv: str = "bf16"
     weights: str = "stored"
+    only: str = "*"
     dtype: str = "float32"
     fused: bool = False
 
@@ -50,13 +58,17 @@ class Subject:
             ("executor", ("native", "torch")),
             ("activation", ACTIVATIONS),
             ("kv", KV_FORMATS),
-            ("weights", ("stored", "f32", "bf16")),
             ("dtype", _DTYPES),
         ):
             if getattr(self, name) not in known:
                 raise InvalidRequestError(
                     f"{name}={getattr(self, name)!r} is not known.", f"Use one of {', '.join(known)}."
                 )
+
+        if self.weights not in _PLAIN:
+            scheme_named(self.weights)
+        elif self.only != "*":
+            raise InvalidRequestError(f"only={self.only!r} has no scheme to be for.", "Give weights=int4-g32, say.")
 
     @property
     def title(self) -> str:
@@ -140,9 +152,21 @@ def open_subject(subject: Subject) -> Opened:
     spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=None)
     graph = build_graph(spec)
     weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
-    if subject.weights != "stored":
+    if subject.weights not in _PLAIN:
+        weights = replace(weights, params={**weights.params, **_rounded(graph, weights, subject)})
+    elif subject.weights != "stored":
         weights = matrices_in(subject.weights, weights)
     return Opened(subject, fuse(graph) if subject.fused else graph, weights, load_text(checkpoint).tokenizer)
+
+
+def _rounded(graph: Graph, weights: Weights, subject: Subject) -> dict[str, RawTensor]:
+    """Matrices in the subject's scheme."""
+    scheme, last = scheme_named(subject.weights), set(graph.node(graph.output).params)
+    names = {name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]}
+    chosen = sorted(name for name in names - last if fnmatchcase(name, subject.only))
+    if not chosen:
+        raise InvalidRequestError(f"only={subject.only!r} matches no matrix.", f"Names are like {min(names)}.")
+    return {name: RawTensor.from_groups(quantize(weights[name].to_f32(), scheme)) for name in chosen}
 
 
 def _value(key: str, value: str) -> object:

@@ -12,7 +12,9 @@ HELP = "compare two ways of running a model: executors, formats, checkpoints"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="the reference: MODEL?key=value&…, or native, or torch")
-    parser.add_argument("b", metavar="B", help="what is compared with it, e.g. 'smollm2-135m?activation=int8&kv=int8'")
+    parser.add_argument(
+        "b", nargs="?", metavar="B", help="what is compared with it, e.g. 'smollm2-135m?activation=int8&kv=int8'"
+    )
     parser.add_argument("--texts", type=positive, default=8, metavar="N", help="how many texts (default: 8)")
     parser.add_argument("--length", type=positive, default=128, metavar="N", help="tokens of each (default: 128)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="compare on this (default: Python's documents)")
@@ -20,12 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold", type=float, default=1e-3, metavar="X", help="relative error at which a node departs (1e-3)"
     )
     parser.add_argument("--causes", action="store_true", help="take back one difference after the other")
+    parser.add_argument("--ladder", action="store_true", help="A alone: its precisions, one by one and together")
+    parser.add_argument("--map", metavar="FORMAT", help="A alone: what each matrix by itself in a format costs")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the map")
     parser.add_argument("--budget", metavar="LIMITS", help="exit with 1 beyond these: kl<0.01,dlogprob_p99<0.1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with a picture")
 
 
 def run(args: argparse.Namespace) -> int:
+    if sum((args.b is not None, args.ladder, args.map is not None)) != 1:
+        raise InvalidRequestError("Say what to compare with.", "Give B, or --ladder, or --map FORMAT.")
     budget = _budget(args.budget)
     if args.length < 2:
         raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
@@ -33,9 +40,12 @@ def run(args: argparse.Namespace) -> int:
     from headrace.align.alignment import align, token_windows
     from headrace.align.subjects import open_subject, subject_named
 
-    a, b = subject_named(args.a), subject_named(args.b)
-    tokenizer = open_subject(a).tokenizer
-    tokens = token_windows(tokenizer, _text(args.text), args.texts, args.length)
+    a = subject_named(args.a)
+    tokens = token_windows(open_subject(a).tokenizer, _text(args.text), args.texts, args.length)
+    if args.b is None:
+        _alone(args, a.model, tokens)
+        return 0
+    b = subject_named(args.b)
     found = align(a, b, tokens, threshold=args.threshold, by_cause=args.causes)
     exceeded = found.exceeded(budget)
     print(report.to_text(found), end="")
@@ -45,6 +55,30 @@ def run(args: argparse.Namespace) -> int:
     for said in exceeded:
         print(f"beyond the budget: {said}", file=sys.stderr)
     return 1 if exceeded else 0
+
+
+def _alone(args: argparse.Namespace, model: str, tokens: list[list[int]]) -> None:
+    """The ladder or the map of one model."""
+    from headrace.align.ladder import ladder, sensitivity, sensitivity_svg
+
+    def progress(done: int) -> None:
+        print(f"\r{done}", end="", file=sys.stderr, flush=True)
+
+    if args.ladder:
+        found = ladder(model, tokens, progress=progress)
+        print("\r\x1b[K", end="", file=sys.stderr)
+        print(f"{'':24}{'mean KL':>10}{'p99 KL':>10}{'|Δ logprob|':>13}{'same top 1':>12}")
+        for title, d in found:
+            top1 = f"{100 * d.top1_agreement:.2f} %"
+            print(f"{title:24}{d.kl_mean:10.2e}{d.kl_p99:10.2e}{d.logprob_delta_mean:13.4f}{top1:>12}")
+        return
+    made = sensitivity(model, args.map, tokens, progress=progress)
+    print("\r\x1b[K", end="", file=sys.stderr)
+    print("layer" + "".join(f"{kind:>11}" for kind in made.kinds))
+    for layer, row in enumerate(made.kl):
+        print(f"{layer:5}" + "".join(f"{kl:11.2e}" for kl in row))
+    if args.svg is not None:
+        args.svg.write_text(sensitivity_svg(made))
 
 
 def _budget(text: str | None) -> dict[str, float]:

@@ -18,7 +18,7 @@ from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
 from headrace.compress.quantizer import Quantized, quantize_weights
-from headrace.compress.recipe import Recipe, WeightScheme
+from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
 from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.compressed_tensors_writer import write_compressed_tensors
@@ -28,6 +28,7 @@ from headrace.graph.ir import Graph
 from headrace.llm.text_side import load_text
 from headrace.models import build_graph, ignorable, load_spec, sources
 from headrace.models.spec import ModelSpec
+from headrace.numerics.schemes import WeightScheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 

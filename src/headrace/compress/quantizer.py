@@ -11,12 +11,12 @@ from torch import Tensor
 from headrace.base.errors import CheckpointError
 from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
-from headrace.compress.recipe import Recipe, WeightScheme
+from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
 from headrace.executors.torch_sequences import run_sequences, tokens_only
 from headrace.graph.ir import Graph, Node
 from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import IntegerScheme
+from headrace.numerics.schemes import IntegerScheme, WeightScheme
 from headrace.numerics.tensor import RawTensor
 
 Progress = Callable[[str], None]

@@ -1,36 +1,14 @@
 """What to quantize, to which scheme, by which method."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from headrace.base.errors import InvalidRequestError
 from headrace.graph.ir import Graph
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, group_size_in
+from headrace.numerics.schemes import IntegerScheme, WeightScheme, group_size_in, scheme_named
 
-WeightScheme = IntegerScheme | Float8Scheme
 METHODS = ("rtn", "gptq", "awq")
-FORMATS = "int4-g32, int4-g64, int4-g128 (or any group), int8-channel, int8-g128, each with -asym; fp8-tensor, fp8-channel, fp8-block"  # noqa: E501
-
-_INTEGER = re.compile(r"int(4|8)-(?:g([1-9][0-9]{0,5})|channel)(-asym)?")
-_FLOAT8 = {"fp8-tensor": (WHOLE, WHOLE), "fp8-channel": (1, WHOLE), "fp8-block": (128, 128)}
-
-
-def scheme_named(name: str) -> WeightScheme:
-    """The scheme of a format's name: ``int4-g32``, ``int8-channel``, ``int4-g128-asym``, ``fp8-block`` and their like.
-
-    Symmetric integers keep within ±(2^(bits-1) - 1); scales are bf16, of fp8 f32. Raises InvalidRequestError.
-    """
-    if name in _FLOAT8:
-        return Float8Scheme(block=_FLOAT8[name])
-    found = _INTEGER.fullmatch(name)
-    if found is None:
-        raise InvalidRequestError(f"Format {name!r} is not known.", f"Use {FORMATS}.")
-    bits, group, asymmetric = found.groups()
-    return IntegerScheme(
-        bits=4 if bits == "4" else 8, group_size=int(group) if group else WHOLE, symmetric=asymmetric is None
-    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,11 +12,11 @@ from headrace.base.errors import InvalidRequestError
 from headrace.compress.export import hf_config
 from headrace.compress.pipeline import Judging, Source, make_evaluator, open_source, windows, write_folder
 from headrace.compress.quantizer import quantize_weights
-from headrace.compress.recipe import Recipe, WeightScheme
+from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.llm.llm import LLM
 from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import IntegerScheme
+from headrace.numerics.schemes import IntegerScheme, WeightScheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
 from headrace.train.data import SOURCES, Sequences, corpus_sequences, own_sequences

@@ -141,3 +141,32 @@ def test_reports_say_the_same(model):
     found = compared(Subject(model=model, kv="f32"), Subject(model=model, kv="int8"))
     assert json.loads(report.to_json(found))["divergence"]["kl_mean"] == found.divergence.kl_mean
     assert report.to_text(found).splitlines()[0] in report.to_html(found)
+
+
+def test_the_ladder_and_the_map(tmp_path, capsys):
+    model = write_model(tmp_path, matrices="q8_0")
+    few = ["--texts", "2", "--length", "32"]
+    assert main(["align", model, "--ladder", *few]) == 0
+    lines = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().out.splitlines()[1:]}
+    kl = {title: float(cells[0]) for title, cells in lines.items()}
+    assert 0 < kl["activations int16"] < kl["activations int8"]
+    assert 0 < kl["KV bf16"] < kl["KV int8"]
+    assert 0 < kl["weights int8-g32"] < kl["weights int4-g32"] < 2 * kl["W4A16, KV bf16"]
+    assert main(["align", model, "--map", "int4-g32", "--svg", str(tmp_path / "map.svg"), *few]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split() == ["layer", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"]
+    assert len(shown) == 3
+    assert (tmp_path / "map.svg").read_text().count("<rect") == 15
+    for wrong in ([], ["native", "--ladder"], ["--map", "int3-g32"]):
+        assert main(["align", model, *wrong, *few]) == 1
+
+
+def test_weights_in_a_scheme(model):
+    a = Subject(model=model, activation="f32", kv="f32")
+    one = replace(a, weights="int4-g32", only="layers.1.mlp.up.weight")
+    found = compared(a, one)
+    assert next(node.name for node in found.nodes if node.total > 1e-4) == "layers.1.mlp.up"
+    assert compared(a, replace(one, only="*")).divergence.kl_mean > found.divergence.kl_mean
+    for wrong in ({"weights": "int4-g32", "only": "nothing"}, {"only": "layers.*"}, {"weights": "int3"}):
+        with pytest.raises(InvalidRequestError):
+            open_subject(replace(a, **wrong))

@@ -6,11 +6,12 @@ import pytest
 from headrace.base.errors import CheckpointError, InvalidRequestError, StorageError
 from headrace.compress.gate import Evaluator, Thresholds
 from headrace.compress.quantizer import quantize_weights
-from headrace.compress.recipe import Recipe, scheme_named
+from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
 from headrace.models.decoder import build_graph
 from headrace.models.spec import LayerSpec, ModelSpec
 from headrace.numerics.quantize import quantize
+from headrace.numerics.schemes import scheme_named
 from headrace.numerics.tensor import RawTensor
 from tests.support.tiny_llama import ROPE, VOCAB, random_weights
 
