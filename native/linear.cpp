@@ -49,11 +49,19 @@ int64_t panel_bytes(Payload payload, int64_t features) {
   }
 }
 
-// Interleave row `lane` of a panel of plain values: out[k][lane] = row[k].
+// Interleave the rows of a panel of plain values, `lanes` of them: out[k][lane] = row[lane][k]. A run of features at a
+// time, so that what all lanes write lies in L1.
 template <typename T>
-void interleave(const uint8_t* row, int64_t features, int64_t lane, uint8_t* panel) {
-  T* out = reinterpret_cast<T*>(panel) + lane;
-  for (int64_t k = 0; k < features; ++k) std::memcpy(out + k * kPanel, row + k * sizeof(T), sizeof(T));
+void interleave(const uint8_t* rows, int64_t row_bytes, int64_t lanes, int64_t features, uint8_t* panel) {
+  constexpr int64_t kRun = 64;
+  for (int64_t begin = 0; begin < features; begin += kRun) {
+    const int64_t end = std::min(begin + kRun, features);
+    for (int64_t lane = 0; lane < lanes; ++lane) {
+      const uint8_t* row = rows + lane * row_bytes;
+      T* out = reinterpret_cast<T*>(panel) + lane;
+      for (int64_t k = begin; k < end; ++k) std::memcpy(out + k * kPanel, row + k * sizeof(T), sizeof(T));
+    }
+  }
 }
 
 F32Kernel f32_kernel(Isa isa) {
@@ -117,16 +125,10 @@ class F32Linear final : public Linear {
     uint8_t* out = data_ + panel * weights_.panel_bytes;
     const int64_t lanes = std::min(kPanel, out_features - panel * kPanel);
     if (lanes < kPanel) clear_panel(panel);
-    for (int64_t lane = 0; lane < lanes; ++lane) {
-      const uint8_t* row = w.data + (panel * kPanel + lane) * w.row_bytes;
-      if (weights_.payload == Payload::f32) {
-        interleave<uint32_t>(row, in_features, lane, out);
-      } else if (weights_.group == 0) {
-        interleave<uint16_t>(row, in_features, lane, out);
-      } else {
-        pack_quants(w.format, row, panel, lane, out);
-      }
-    }
+    const uint8_t* rows = w.data + panel * kPanel * w.row_bytes;
+    if (weights_.payload == Payload::f32) return interleave<uint32_t>(rows, w.row_bytes, lanes, in_features, out);
+    if (weights_.group == 0) return interleave<uint16_t>(rows, w.row_bytes, lanes, in_features, out);
+    for (int64_t lane = 0; lane < lanes; ++lane) pack_quants(w.format, rows + lane * w.row_bytes, panel, lane, out);
   }
 
   // Lanes past the last column multiply to zero instead of to whatever the memory held.

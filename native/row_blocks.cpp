@@ -1,5 +1,6 @@
 #include "row_blocks.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -121,19 +122,36 @@ int RowBlocks::code_of(const uint8_t* block, int64_t i) const {
   }
 }
 
+// As `code_of` has them, a block at a time.
+void RowBlocks::decode_codes(const uint8_t* codes, int8_t* q) const {
+  if (!has_nibbles()) {
+    const uint8_t flip = element == Element::uint8 ? 0x80 : 0;  // subtracts 128
+    for (int64_t i = 0; i < group_size; ++i) q[i] = static_cast<int8_t>(codes[i] ^ flip);
+    return;
+  }
+  const auto each = [&](auto value) {
+    for (int64_t i = 0; i < group_size / 2; ++i) {
+      q[2 * i] = static_cast<int8_t>(value(codes[i] & 15));
+      q[2 * i + 1] = static_cast<int8_t>(value(codes[i] >> 4));
+    }
+  };
+  if (element == Element::int4) return each([](int code) { return code - 8; });
+  if (element == Element::uint4) return each([](int code) { return code; });
+  each([](int code) { return kHalves[code]; });
+}
+
 void RowBlocks::decode(const uint8_t* row, int64_t features, int8_t* q, float* scale, float* offset) const {
   const int64_t group = traits.group;
   for (int64_t at = 0; at < features; at += group_size, row += traits.block_bytes) {
     const float block_scale = element == Element::e2m1 ? scale_of(row) / 2 : scale_of(row);
     const float block_offset = -(block_scale * static_cast<float>(zero_of(row)));
+    decode_codes(row + codes_at(), q + at);
     for (int64_t begin = at; begin < at + group_size; begin += group) {
       scale[begin / group] = block_scale;
       if (traits.has_offset) offset[begin / group] = block_offset;
-      for (int64_t i = begin; i < begin + group; ++i) {
-        const int code = code_of(row, i - at);
-        q[i] = static_cast<int8_t>(code);
-        // Products of e4m3 know no NaN; any makes the whole output one.
-        if (traits.is_e4m3 && is_nan(code)) scale[begin / group] = std::numeric_limits<float>::quiet_NaN();
+      // Products of e4m3 know no NaN; any makes the whole output one.
+      if (traits.is_e4m3 && std::any_of(q + begin, q + begin + group, is_nan)) {
+        scale[begin / group] = std::numeric_limits<float>::quiet_NaN();
       }
     }
   }

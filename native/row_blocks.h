@@ -32,9 +32,10 @@ struct RowBlocks {
   bool has_nibbles() const { return element == Element::int4 || element == Element::uint4 || element == Element::e2m1; }
   int64_t codes_at() const;
   float scale_of(const uint8_t* block) const;
-  int zero_of(const uint8_t* block) const;  // of q, which is signed
+  int zero_of(const uint8_t* block) const;                // of q, which is signed
   bool has_minus(const uint8_t* block, int64_t i) const;  // of e2m1, which has a minus zero
   int code_of(const uint8_t* block, int64_t i) const;
+  void decode_codes(const uint8_t* codes, int8_t* q) const;
 };
 
 }  // namespace headrace
