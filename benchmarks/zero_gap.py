@@ -60,22 +60,21 @@ def main() -> None:
             params = SamplingParams(max_tokens=LENGTH, temperature=1.0, ignore_eos=True, logprobs=0, seed=count)
             at = count // LENGTH
             prompts = [openings[(at + i) % len(openings)] for i in range(ROUND)]
-            loss = torch.zeros(())
-            for i, result in enumerate(llm.generate(prompts, params, use_tqdm=False)):
-                (output,) = result.outputs
-                assert set(output.weight_versions) == {llm.weight_version}
-                said = np.array([entry.logprob for entry in output.logprobs or ()], np.float32)
-                ids = [*result.prompt_token_ids, *output.token_ids]
-                found = served(ids)[-LENGTH:]
-                gaps["engine's kernels"].append(found.detach().numpy() - said)
-                for way, autocast in (("torch, f32", False), ("torch, bf16 autocast", True)):
-                    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                        logits = model(torch.tensor([ids]))
-                    own = logits.float().log_softmax(-1)[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-                    gaps[way].append(own[-LENGTH:].numpy() - said)
-                if i == 0:
-                    loss = -found.mean()
-                count += LENGTH
+            results = llm.generate(prompts, params, use_tqdm=False)
+            every = [[*result.prompt_token_ids, *result.outputs[0].token_ids] for result in results]
+            for result, ids in zip(results, every, strict=True):
+                assert set(result.outputs[0].weight_versions) == {llm.weight_version}
+                said = np.array([entry.logprob for entry in result.outputs[0].logprobs or ()], np.float32)
+                gaps["engine's kernels"].append(served.values(ids)[-LENGTH:] - said)
+            said = np.array([[entry.logprob for entry in r.outputs[0].logprobs or ()] for r in results], np.float32)
+            ids = torch.tensor(every)
+            for way, autocast in (("torch, f32", False), ("torch, bf16 autocast", True)):
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    logits = model(ids).reshape(*ids.shape, -1)[:, -LENGTH - 1 : -1]
+                own = logits.float().log_softmax(-1).gather(2, ids[:, -LENGTH:, None])[..., 0]
+                gaps[way].append((own.numpy() - said).reshape(-1))
+            loss = -served(every[0])[-LENGTH:].mean()
+            count += said.size
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -75,7 +75,10 @@ def hf_config(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
 
 
 def text_files(checkpoint: Checkpoint, folder: Path) -> list[Path]:
-    """The files of tokenizer and template, made in `folder` if the model is one GGUF file."""
+    """The files of tokenizer and template, made in `folder` if the model is one GGUF file.
+
+    Raises UnsupportedModelError for a tokenizer that would not be the same.
+    """
     if checkpoint.kind == "hf":
         return companions(checkpoint.folder)
     text = load_text(checkpoint)
@@ -87,7 +90,11 @@ def text_files(checkpoint: Checkpoint, folder: Path) -> list[Path]:
         config["chat_template"] = template
     config_path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     sample = "The quick brown fox, 42 times:\n\tdéjà vu… 你好"
-    assert Tokenizer.from_hf_folder(folder).encode(sample) == text.tokenizer.encode(sample), "the tokenizer changed"
+    if Tokenizer.from_hf_folder(folder).encode(sample) != text.tokenizer.encode(sample):
+        raise UnsupportedModelError(
+            f"The tokenizer of {checkpoint.path.name} says something else once it is written as tokenizer.json.",
+            "Quantize the model's Hugging Face folder instead.",
+        )
     return sorted(folder.iterdir())
 
 

@@ -115,13 +115,9 @@ class _Pass:
             self._move_scale(node, inputs[0])
         if node.op == "linear":
             for name in node.params[: node.integer("parts")]:
-                if name in self._schemes and name not in self.changed_matrices:
+                if name in self._schemes and all(rounded.name != name for rounded in self.rounded):
                     self._round(name, node.inputs[0], inputs[0])
         return [self._value(name) for name in node.params]
-
-    @property
-    def changed_matrices(self) -> set[str]:
-        return {rounded.name for rounded in self.rounded}
 
     def _value(self, name: str) -> Tensor:
         tensor = self.changed.get(name) or self._weights[name]

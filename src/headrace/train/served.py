@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headrace.align.forced import forced_logprobs
 from headrace.base.errors import InvalidRequestError
+from headrace.engine.step import Float32
 from headrace.executors.native import NativeExecutor
 from headrace.llm.config import LLMConfig
 from headrace.llm.loader import LoadedModel
@@ -60,12 +61,13 @@ class ServedLogprobs:
         made = {name: as_served(name, each, self._served.weights[name]) for name, each in self._model.weights().items()}
         self._executor.swap_weights(self._executor.stage_weights(made))
 
-    def __call__(self, token_ids: Sequence[int]) -> Tensor:
-        """The log-probability of each token after the first, float32 ``[n - 1]``, bit for bit the engine's.
+    def values(self, token_ids: Sequence[int]) -> Float32:
+        """The log-probability of each token after the first, float32 ``[n - 1]``, bit for bit the engine's."""
+        return forced_logprobs(self._executor, token_ids)
 
-        The gradient is that of the same figure computed by torch over the rounded masters.
-        """
-        values = torch.from_numpy(forced_logprobs(self._executor, token_ids))
+    def __call__(self, token_ids: Sequence[int]) -> Tensor:
+        """`values` with a gradient: that of the same figures computed by torch over the rounded masters."""
+        values = torch.from_numpy(self.values(token_ids))
         ids = torch.tensor([list(token_ids)])
         logits = self._model(ids)[:-1].float()
         surrogate = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
