@@ -6,6 +6,7 @@ from pathlib import Path
 
 from headrace.base.errors import InvalidRequestError
 from headrace.cli.options import positive
+from headrace.cli.status import status
 
 HELP = "compare two ways of running a model: executors, formats, checkpoints"
 
@@ -62,18 +63,18 @@ def _alone(args: argparse.Namespace, model: str, tokens: list[list[int]]) -> Non
     from headrace.align.ladder import ladder, sensitivity, sensitivity_svg
 
     def progress(done: int) -> None:
-        print(f"\r{done}", end="", file=sys.stderr, flush=True)
+        status(f"{done} compared")
 
     if args.ladder:
         found = ladder(model, tokens, progress=progress)
-        print("\r\x1b[K", end="", file=sys.stderr)
+        status()
         print(f"{'':24}{'mean KL':>10}{'p99 KL':>10}{'|Δ logprob|':>13}{'same top 1':>12}")
         for title, d in found:
             top1 = f"{100 * d.top1_agreement:.2f} %"
             print(f"{title:24}{d.kl_mean:10.2e}{d.kl_p99:10.2e}{d.logprob_delta_mean:13.4f}{top1:>12}")
         return
     made = sensitivity(model, args.map, tokens, progress=progress)
-    print("\r\x1b[K", end="", file=sys.stderr)
+    status()
     print("layer" + "".join(f"{kind:>11}" for kind in made.kinds))
     for layer, row in enumerate(made.kl):
         print(f"{layer:5}" + "".join(f"{kl:11.2e}" for kl in row))

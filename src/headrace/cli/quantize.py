@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.base.errors import InvalidRequestError
 from headrace.cli.options import positive
+from headrace.cli.status import status
 
 if TYPE_CHECKING:
     from headrace.compress.pipeline import Judging
@@ -54,9 +55,9 @@ def run(args: argparse.Namespace) -> int:
         recipe,
         judging,
         command=["headrace", *sys.argv[1:]],
-        progress=lambda name: print(f"\r\x1b[K{name}", end="", file=sys.stderr, flush=True),
+        progress=status,
     )
-    print("\r\x1b[K", end="", file=sys.stderr)
+    status()
     print(card.to_markdown())
     print(f"wrote {args.output}")
     return 0
