@@ -55,17 +55,22 @@ def test_a_machine_that_tells_nothing_is_undisturbed(tmp_path):
 
 
 def test_another_process_at_work_is_seen_and_our_own_work_is_not():
+    """Strangers may be at work in either window: once in five times they are not, or not more in the second."""
     host = Host.here()
-    other = multiprocessing.get_context("fork").Process(target=_work, args=(1.0,))
-    other.start()
-    with watch(host) as seen:
-        time.sleep(0.6)
-    other.join()
-    before = seen.disturbance().others
-    assert before > 0.3
-    with watch(host) as alone:
-        _work(0.6)
-    assert alone.disturbance().others < before, "our own time is not others'"
+    found = []
+    for _ in range(5):
+        other = multiprocessing.get_context("fork").Process(target=_work, args=(1.0,))
+        other.start()
+        with watch(host) as seen:
+            time.sleep(0.6)
+        other.join()
+        with watch(host) as alone:
+            _work(0.6)
+        assert seen.disturbance().others > 0.3
+        found.append((seen.disturbance().others, alone.disturbance().others))
+        if found[-1][1] < found[-1][0] - 0.4:
+            return
+    pytest.fail(f"our own time counts as others': {found}")
 
 
 def _work(seconds: float) -> None:
