@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from headrace import __version__
 from headrace.base.errors import HeadraceError
-from headrace.cli import align, bench, chat, demo, doctor, generate, graph, quantize, serve, train
+from headrace.cli import align, bench, chat, demo, doctor, generate, graph, plan, quantize, serve, train
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
-COMMANDS = (serve, generate, chat, demo, graph, doctor, bench, quantize, train, align)
+COMMANDS = (serve, generate, chat, demo, graph, doctor, bench, plan, quantize, train, align)
 
 
 def parser() -> argparse.ArgumentParser:
