@@ -24,7 +24,7 @@ class UpdateOptions:
     """How a running model takes new weights.
 
     Attributes:
-        version: what tokens are to carry that the new weights give: above the version that runs; None: one more.
+        version: what tokens are to carry that the new weights give: above every version there has been; None: the next.
         running: what becomes of requests that are being served. "continue": they go on from the keys and values that
             the old weights gave, so the rest of their output mixes both. "recompute": what they have so far is computed
             again first, so every later token is the new weights' alone.
@@ -63,6 +63,7 @@ class ServedModel:
         engine = Engine(self._executor, engine_config)
         self._runtime = Runtime(engine, self._model.text.tokenizer, max_model_len)
         self._updating = threading.Lock()  # held by the one update that may go on
+        self._newest = 0  # the highest version there has been: going back does not free a number for other weights
         self._previous: tuple[int, object] | None = None  # version and packed weights to go back to
         self._load_seconds = time.perf_counter() - start
 
@@ -109,10 +110,10 @@ class ServedModel:
     def _stage(self, source: WeightSource, options: UpdateOptions) -> tuple[object, WeightUpdate]:
         """Read, convert and pack new weights while the engine goes on; all that can be wrong with them shows here."""
         replaced = self.weight_version
-        version = replaced + 1 if options.version is None else options.version
-        if version <= replaced:
+        version = self._newest + 1 if options.version is None else options.version
+        if version <= self._newest:
             raise InvalidRequestError(
-                f"Version {version} is not above {replaced}, the one that runs.",
+                f"Version {version} is not above {self._newest}, the newest there has been.",
                 "Number weights upwards: a token's version must say which weights gave it.",
             )
         watch = Stopwatch()
@@ -132,6 +133,7 @@ class ServedModel:
         watch = Stopwatch()
         with watch.part("swap"):
             self._runtime.engine.install_weights(staged, update.version, recompute=options.running == "recompute")
+        self._newest = max(self._newest, update.version)
         self._previous = (update.replaced, staged) if options.keep_previous else None
         return replace(update, seconds={**update.seconds, **watch.parts})
 

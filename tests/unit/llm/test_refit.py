@@ -58,6 +58,9 @@ def test_updates_and_the_way_back(paths, options):
         assert (output.token_ids, output.weight_versions) == (expected[1], [1] * 12)
         with pytest.raises(InvalidRequestError, match="no previous weights"):
             llm.rollback_weights()
+        with pytest.raises(InvalidRequestError, match="not above 7"):
+            llm.update_weights(paths[0], version=7)
+        assert llm.update_weights(paths[0]).version == 8, "a number that was given is not given to other weights"
 
 
 def test_a_prefix_of_old_weights_is_never_served(paths):
@@ -207,13 +210,20 @@ def test_async_updates_under_traffic(paths):
                 while not stop.is_set():
                     outputs.append((await llm.generate("abc", GREEDY)).outputs[0])
 
+            async def answered(more):
+                wanted = len(outputs) + more
+                while len(outputs) < wanted:
+                    await asyncio.sleep(0.001)
+
             clients = [asyncio.create_task(client()) for _ in range(4)]
+            await answered(1)
             for version in range(1, 13):
                 update = await llm.update_weights(paths[version % 3], running="recompute", keep_previous=True)
                 assert update.version == version
                 with pytest.raises(ModelNotFoundError):
                     await llm.update_weights("/nonexistent")
             assert (await llm.rollback_weights()).version == 11
+            await answered(5)  # the fifth began after the way back
             stop.set()
             await asyncio.gather(*clients)
             llm._runtime.engine.check_integrity()
