@@ -23,7 +23,7 @@ from headrace.graph.passes import fuse
 from tests.support.tiny_llama import VOCAB, random_weights, tiny_llama
 
 MAX_LEN, BLOCK_SIZE = 96, 8
-FORMATS = ("q4_1", "q8_0", "bf16", "f32")
+FORMATS = ("q4_1", "int4_g32_bf16", "q8_0", "uint4_g64_f32", "bf16", "int8_g64_bf16", "f32")
 MIXES_PER_ROUND = 40
 MAX_ROUNDS = 20
 ENOUGH = 20

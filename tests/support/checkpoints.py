@@ -9,7 +9,10 @@ import gguf
 import numpy as np
 
 from headrace.numerics.formats import FORMATS, format_named
+from headrace.numerics.quantize import quantize
 from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
+from headrace.numerics.row_blocks import row_blocks
+from headrace.numerics.schemes import IntegerScheme
 from headrace.numerics.tensor import RawTensor
 
 HALF_OFFSETS = {
@@ -30,8 +33,14 @@ Stored = np.ndarray[Any, Any] | RawTensor
 
 
 def quantized(values: np.ndarray[Any, Any], format_name: str) -> RawTensor:
-    """Values rounded to a plain format, or to one that the gguf package can quantize to (not the k-quants)."""
+    """Values rounded to a plain format, to integer row blocks, or to one that the gguf package can quantize to (not the
+    k-quants)."""
     values = np.ascontiguousarray(values, np.float32)
+    if (layout := row_blocks(format_name)) is not None:
+        scheme = IntegerScheme(
+            bits=layout.bits, group_size=layout.group_size, symmetric=not layout.has_zero_point, scale=layout.scale
+        )
+        return RawTensor.from_groups(quantize(values, scheme))
     number_format = FORMATS[format_name]
     if format_name == "f32":
         return RawTensor.from_f32(values)

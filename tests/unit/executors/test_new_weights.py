@@ -15,7 +15,7 @@ from tests.support.stepping import Stepper
 from tests.support.tiny_llama import random_weights, tiny_llama
 
 GRAPH = fuse(tiny_llama())
-FORMATS = ("f32", "bf16", "q4_1", "q8_0")
+FORMATS = ("f32", "bf16", "q4_1", "q8_0", "int4_g32_bf16", "uint8_g64_f16")
 IDS = list(range(1, 30))
 EXECUTORS = {"native": NativeExecutor, "torch": TorchExecutor}
 
