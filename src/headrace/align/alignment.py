@@ -189,9 +189,9 @@ def _causes(
     causes = []
     for field in fields(Subject):
         values = getattr(a, field.name), getattr(b, field.name)
-        if values[0] == values[1]:
+        if values[0] == values[1] or field.name == "only":  # which matrices a scheme is for goes with the scheme
             continue
-        swapped = replace(b, **{field.name: values[0]})
+        swapped = replace(b, **{field.name: values[0]} | ({"only": a.only} if field.name == "weights" else {}))
         left = summarize(_compared(base, open_subject(swapped), tokens)).logprob_delta_mean
         explains = 1 - left / whole if whole > 0 else 0.0
         causes.append(Cause(field.name, str(values[0]), str(values[1]), left, explains))

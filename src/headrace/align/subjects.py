@@ -89,10 +89,18 @@ def subject_named(text: str) -> Subject:
     """
     if text in ("native", "torch"):
         return Subject(executor=text)
+    if text.startswith(("http://", "https://", "hf:")):
+        raise InvalidRequestError(
+            f"{text!r}: servers and Hugging Face models are not compared yet.", "Give a model that headrace loads."
+        )
     model, _, options = text.partition("?")
     kinds = {f.name: f.type for f in fields(Subject) if f.name != "model"}
     given: dict[str, object] = {}
-    for key, value in parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options)):
+    try:
+        pairs = parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
+    except ValueError as error:
+        raise InvalidRequestError(f"{text!r}: {error}.", "Write MODEL?key=value&key=value.") from error
+    for key, value in pairs:
         if key not in kinds or key in given:
             raise InvalidRequestError(
                 f"{text!r}: {key!r} is {'given twice' if key in given else 'not known'}.",

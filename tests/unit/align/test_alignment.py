@@ -91,10 +91,12 @@ def test_a_changed_parameter_is_found_at_its_node(model, monkeypatch):
 
 @pytest.mark.parametrize("text", [
     "x?executor=cuda", "x?speed=1", "x?kv=f32&kv=bf16", "x?threads=many", "x?fused=yes", "x?kv", "x?dtype=int4",
+    "x?foo", "http://host:1#m", "hf:folder",
 ])  # fmt: skip
 def test_subjects_that_make_no_sense_are_errors(text):
-    with pytest.raises((InvalidRequestError, ValueError)):
+    with pytest.raises(InvalidRequestError) as caught:
         subject_named(text)
+    assert caught.value.remedy
 
 
 def test_subjects_by_name():
@@ -157,7 +159,7 @@ def test_the_ladder_and_the_map(tmp_path, capsys):
     assert shown[0].split() == ["layer", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"]
     assert len(shown) == 3
     assert (tmp_path / "map.svg").read_text().count("<rect") == 15
-    for wrong in ([], ["native", "--ladder"], ["--map", "int3-g32"]):
+    for wrong in ([], ["native", "--ladder"], ["--map", "int3-g32"], ["--ladder", "--budget", "kl<1"]):
         assert main(["align", model, *wrong, *few]) == 1
 
 
@@ -167,6 +169,8 @@ def test_weights_in_a_scheme(model):
     found = compared(a, one)
     assert next(node.name for node in found.nodes if node.total > 1e-4) == "layers.1.mlp.up"
     assert compared(a, replace(one, only="*")).divergence.kl_mean > found.divergence.kl_mean
+    (cause,) = compared(a, one, by_cause=True).causes
+    assert (cause.name, cause.left, cause.explains) == ("weights", 0.0, 1.0)
     for wrong in ({"weights": "int4-g32", "only": "nothing"}, {"only": "layers.*"}, {"weights": "int3"}):
         with pytest.raises(InvalidRequestError):
             open_subject(replace(a, **wrong))
