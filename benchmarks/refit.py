@@ -15,16 +15,8 @@ import time
 import numpy as np
 
 from headrace import LLM, SamplingParams
-from headrace.compress.pipeline import open_source
+from headrace.llm.loader import open_model
 from headrace.models import sources
-from headrace.numerics.formats import FORMATS
-from headrace.numerics.rounding import f32_to_bf16
-from headrace.numerics.tensor import RawTensor
-
-
-def bf16(tensor: RawTensor) -> RawTensor:
-    values = tensor.to_f32()
-    return RawTensor(FORMATS["bf16"], tensor.shape, f32_to_bf16(values).reshape(-1, values.shape[-1]).view(np.uint8))
 
 
 def main() -> None:
@@ -34,9 +26,9 @@ def main() -> None:
     parser.add_argument("--idle", action="store_true", help="without a stream beside it")
     args = parser.parse_args()
     options = {"max_num_seqs": 4} | ({} if args.model else {"weight_format": "bf16"})
-    source = open_source(args.model)
+    source = open_model(args.model)
     names = {name: where.name for name, where in sources(source.spec, "hf").items()}
-    masters = {names[name]: bf16(tensor) for name, tensor in source.weights.items()}
+    masters = {names[name]: tensor.in_plain("bf16") for name, tensor in source.weights.items()}
     matrices = sum(tensor.num_bytes for tensor in masters.values() if len(tensor.shape) == 2)
     with LLM(args.model, **options) as llm:
         stop, at, marks = threading.Event(), [], []

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from headrace import LLM, SamplingParams
 from headrace.compress.gate import Thresholds
-from headrace.compress.pipeline import Judging, open_source, quantize_model
+from headrace.compress.pipeline import Judging, quantize_model
 from headrace.compress.recipe import Recipe
+from headrace.llm.loader import open_model
 from headrace.models import sources
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -35,9 +36,9 @@ def main() -> None:
         )
 
         # The masters: here the source's own weights, by their Hugging Face names, as a trainer would send them.
-        source = open_source(None)
+        source = open_model(None)
         names = {name: where.name for name, where in sources(source.spec, "hf").items()}
-        masters = {names[name]: type(tensor).from_f32(tensor.to_f32()) for name, tensor in source.weights.items()}
+        masters = {names[name]: tensor.in_plain("f32") for name, tensor in source.weights.items()}
         with LLM(str(target)) as llm:
             stream = llm.stream(llm.render_chat(QUESTION), GREEDY)
             versions = list(next(stream).weight_versions)

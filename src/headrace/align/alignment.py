@@ -1,12 +1,12 @@
 """Two ways of running a model over the same tokens: how far apart, from which node on, and through what."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.align.corpus import texts
+from headrace.align.corpus import pieces, texts
 from headrace.align.divergence import Divergence, TokenDivergence, divergence_of, summarize
 from headrace.align.forced import forced_logits
 from headrace.align.nodes import NodeError, node_errors
@@ -16,6 +16,10 @@ from headrace.text.tokenizer import Tokenizer
 
 CLIP = 0.2
 """How far from 1 an importance ratio may be before PPO clips it (arXiv:1707.06347)."""
+
+
+BUDGETED = ("kl", "kl_p99", "dlogprob", "dlogprob_p99", "dlogprob_max", "flips", "clipped")
+"""What a budget can limit (`Alignment.exceeded`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,11 @@ class Alignment:
     causes: tuple[Cause, ...]
 
     def exceeded(self, budget: dict[str, float]) -> list[str]:
-        """What is beyond a budget, in words. A figure that is not a number is beyond any."""
+        """What is beyond a budget, in words. A figure that is not a number is beyond any.
+
+        Raises as `check_budget` does.
+        """
+        check_budget(budget)
         found = {
             "kl": self.divergence.kl_mean,
             "kl_p99": self.divergence.kl_p99,
@@ -80,8 +88,7 @@ class Alignment:
             "flips": 1 - self.divergence.top1_agreement,
             "clipped": self.policy.clipped,
         }
-        if unknown := budget.keys() - found.keys():
-            raise InvalidRequestError(f"A budget of {min(unknown)!r} is not known.", f"Use {', '.join(found)}.")
+        assert found.keys() == set(BUDGETED)
         return [
             f"{name} is {found[name]:.4g}, not below {limit:g}"
             for name, limit in budget.items()
@@ -89,23 +96,24 @@ class Alignment:
         ]
 
 
+def check_budget(names: Iterable[str]) -> None:
+    """Raises InvalidRequestError for a name that no budget can limit."""
+    if unknown := set(names) - set(BUDGETED):
+        raise InvalidRequestError(f"A budget of {min(unknown)!r} is not known.", f"Use {', '.join(BUDGETED)}.")
+
+
 def token_windows(tokenizer: Tokenizer, text: str | None, count: int, length: int) -> list[list[int]]:
     """Token ids to compare on: pieces of a text, or of held-out documents, one from each in turn."""
     documents = [text] if text is not None else texts("held_out")
     encoded = [tokenizer.encode(document) for document in documents]
-    pieces = [
-        ids[at : at + length]
-        for at in range(0, max(map(len, encoded)), length)
-        for ids in encoded
-        if len(ids) >= at + length
-    ]
-    if not pieces and text is not None and len(encoded[0]) > 1:
+    found = pieces(encoded, length)
+    if not found and text is not None and len(encoded[0]) > 1:
         return encoded
-    if len(pieces) < count and text is None:
-        raise InvalidRequestError(f"There are {len(pieces)} pieces of {length} tokens, not {count}.", "Ask for fewer.")
-    if not pieces:
+    if len(found) < count and text is None:
+        raise InvalidRequestError(f"There are {len(found)} pieces of {length} tokens, not {count}.", "Ask for fewer.")
+    if not found:
         raise InvalidRequestError("The text has fewer than two tokens.", "Give a longer one.")
-    return pieces[:count]
+    return found[:count]
 
 
 def align(a: Subject, b: Subject, tokens: Sequence[Sequence[int]], *, threshold: float, by_cause: bool) -> Alignment:

@@ -1,6 +1,7 @@
 """Text to calibrate on and text to judge by, from the Python that runs: no download, nothing in both parts."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
@@ -29,6 +30,16 @@ def texts(part: Part) -> tuple[str, ...]:
     prose = [text for name, text in sorted(topics.items()) if _part_of(name) == part]
     code = [text for name in _MODULES if _part_of(name) == part and (text := _source_of(name))]
     return tuple(text for text in (*prose, *code) if len(text) >= _MIN_CHARACTERS)
+
+
+def pieces(documents: Sequence[Sequence[int]], length: int) -> list[list[int]]:
+    """Whole pieces of `length` token ids: the first of each document in turn, then the second of each, and so on."""
+    return [
+        list(ids[at : at + length])
+        for at in range(0, max(map(len, documents)), length)
+        for ids in documents
+        if len(ids) >= at + length
+    ]
 
 
 def _part_of(name: str) -> Part:

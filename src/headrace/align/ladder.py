@@ -52,8 +52,7 @@ def sensitivity(
     """One matrix after the other in a format, all others as they are."""
     exact = replace(Subject(model=model), **EXACT)  # type: ignore[arg-type]
     graph = open_subject(exact).graph
-    last = set(graph.node(graph.output).params)
-    names = [node.params[0] for node in graph.nodes if node.op == "linear" and not last & set(node.params)]
+    names = [name for name in graph.linear_matrices if name not in graph.logits_params]
     by_layer: dict[str, dict[str, int]] = {}
     for i, name in enumerate(names):
         _, layer, kind = name.removesuffix(".weight").split(".", 2)

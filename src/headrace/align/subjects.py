@@ -9,14 +9,12 @@ from headrace.base.errors import InvalidRequestError
 from headrace.engine.executor import Executor
 from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import ACTIVATIONS, NativeExecutor
-from headrace.formats.checkpoint import open_checkpoint
-from headrace.formats.resolve import resolve_model
-from headrace.formats.weights import Weights, load_weights, matrices_in
+from headrace.executors.native_quantize import quantize_tensor
+from headrace.formats.weights import Weights, matrices_in
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
+from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
-from headrace.models import build_graph, ignorable, load_spec, sources
-from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import scheme_named
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
@@ -64,7 +62,6 @@ class Subject:
                 raise InvalidRequestError(
                     f"{name}={getattr(self, name)!r} is not known.", f"Use one of {', '.join(known)}."
                 )
-
         if self.weights not in _PLAIN:
             scheme_named(self.weights)
         elif self.only != "*":
@@ -94,17 +91,17 @@ def subject_named(text: str) -> Subject:
             f"{text!r}: servers and Hugging Face models are not compared yet.", "Give a model that headrace loads."
         )
     model, _, options = text.partition("?")
-    kinds = {f.name: f.type for f in fields(Subject) if f.name != "model"}
+    known = [f.name for f in fields(Subject) if f.name != "model"]
     given: dict[str, object] = {}
     try:
         pairs = parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
     except ValueError as error:
         raise InvalidRequestError(f"{text!r}: {error}.", "Write MODEL?key=value&key=value.") from error
     for key, value in pairs:
-        if key not in kinds or key in given:
+        if key not in known or key in given:
             raise InvalidRequestError(
                 f"{text!r}: {key!r} is {'given twice' if key in given else 'not known'}.",
-                f"Use {', '.join(kinds)}, each once.",
+                f"Use {', '.join(known)}, each once.",
             )
         given[key] = _value(key, value)
     return replace(Subject(model=model), **given)  # type: ignore[arg-type]
@@ -156,25 +153,23 @@ class Opened:
 
 def open_subject(subject: Subject) -> Opened:
     """Find its model. Raises as loading it does."""
-    checkpoint = open_checkpoint(resolve_model(subject.model or None))
-    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=None)
-    graph = build_graph(spec)
-    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    model = open_model(subject.model or None)
+    graph, weights = model.graph, model.weights
     if subject.weights not in _PLAIN:
         weights = replace(weights, params={**weights.params, **_rounded(graph, weights, subject)})
     elif subject.weights != "stored":
         weights = matrices_in(subject.weights, weights)
-    return Opened(subject, fuse(graph) if subject.fused else graph, weights, load_text(checkpoint).tokenizer)
+    return Opened(subject, fuse(graph) if subject.fused else graph, weights, load_text(model.checkpoint).tokenizer)
 
 
 def _rounded(graph: Graph, weights: Weights, subject: Subject) -> dict[str, RawTensor]:
     """Matrices in the subject's scheme."""
-    scheme, last = scheme_named(subject.weights), set(graph.node(graph.output).params)
-    names = {name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]}
-    chosen = sorted(name for name in names - last if fnmatchcase(name, subject.only))
+    scheme = scheme_named(subject.weights)
+    names = [name for name in graph.linear_matrices if name not in graph.logits_params]
+    chosen = [name for name in names if fnmatchcase(name, subject.only)]
     if not chosen:
-        raise InvalidRequestError(f"only={subject.only!r} matches no matrix.", f"Names are like {min(names)}.")
-    return {name: RawTensor.from_groups(quantize(weights[name].to_f32(), scheme)) for name in chosen}
+        raise InvalidRequestError(f"only={subject.only!r} matches no matrix.", f"Names are like {names[0]}.")
+    return {name: quantize_tensor(weights[name], scheme) for name in chosen}
 
 
 def _value(key: str, value: str) -> object:

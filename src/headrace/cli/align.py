@@ -40,9 +40,10 @@ def run(args: argparse.Namespace) -> int:
     if args.length < 2:
         raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
     from headrace.align import report
-    from headrace.align.alignment import align, token_windows
+    from headrace.align.alignment import align, check_budget, token_windows
     from headrace.align.subjects import open_subject, subject_named
 
+    check_budget(budget)  # before anything takes time
     a = subject_named(args.a)
     tokens = token_windows(open_subject(a).tokenizer, _text(args.text), args.texts, args.length)
     if args.b is None:

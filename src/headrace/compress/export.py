@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from headrace.models import load_spec, sources
 from headrace.models.sources import Transform
 from headrace.models.spec import ModelSpec
 from headrace.numerics.formats import FORMATS
-from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
@@ -66,7 +64,7 @@ def hf_config(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Any]:
     }
     if spec.family == "llama":
         config |= {"attention_bias": spec.qkv_bias, "mlp_bias": spec.mlp_bias}
-    if spec.family not in _ARCHITECTURES or replace(load_spec(config, "hf")) != spec:
+    if spec.family not in _ARCHITECTURES or load_spec(config, "hf") != spec:
         raise UnsupportedModelError(
             f"{checkpoint.path.name} ({spec.family}) uses what its config.json would not say.",
             "Quantize the model's Hugging Face folder instead.",
@@ -103,10 +101,7 @@ def _is_quantized(tensor: RawTensor) -> bool:
 
 
 def _plain(tensor: RawTensor) -> RawTensor:
-    if tensor.format.name == "bf16":
-        return tensor
-    values = tensor.to_f32()
-    bits = f32_to_bf16(values)
-    if len(tensor.shape) == 1 and not np.array_equal(bf16_to_f32(bits), values):
-        return RawTensor.from_f32(values)
-    return RawTensor(FORMATS["bf16"], tensor.shape, bits.reshape(-1, values.shape[-1]).view(np.uint8))
+    rounded = tensor.in_plain("bf16")
+    if len(tensor.shape) == 1 and not np.array_equal(rounded.to_f32(), tensor.to_f32()):
+        return tensor.in_plain("f32")
+    return rounded

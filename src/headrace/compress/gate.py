@@ -77,7 +77,9 @@ class Evaluation:
 
 
 class Evaluator:
-    """Keeps the source model's logits on some texts, to put other weights beside them.
+    """Puts other weights beside a model's own, on the same texts.
+
+    Both run each time: the model's logits, kept, would take 0.8 GB for 16 texts of 256 tokens and 49,152 logits each.
 
     Args:
         graph: the model.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from headrace.align.corpus import Part, texts
+from headrace.align.corpus import Part, pieces, texts
 from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
@@ -20,13 +20,12 @@ from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_spe
 from headrace.compress.quantizer import Quantized, quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
-from headrace.formats.checkpoint import Checkpoint, open_checkpoint
+from headrace.formats.checkpoint import Checkpoint
 from headrace.formats.compressed_tensors_writer import write_compressed_tensors
-from headrace.formats.resolve import resolve_model
-from headrace.formats.weights import Weights, load_weights
+from headrace.formats.weights import Weights
 from headrace.graph.ir import Graph
+from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
-from headrace.models import build_graph, ignorable, load_spec, sources
 from headrace.models.spec import ModelSpec
 from headrace.numerics.schemes import WeightScheme
 from headrace.numerics.tensor import RawTensor
@@ -81,12 +80,9 @@ class Outcome:
 
 def open_source(name: str | None) -> Source:
     """Find a model. Raises as loading it does."""
-    path = resolve_model(name)
-    checkpoint = open_checkpoint(path)
-    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=None)
-    graph = build_graph(spec)
-    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
-    return Source(path.stem, checkpoint, spec, graph, weights, load_text(checkpoint).tokenizer)
+    model = open_model(name)
+    tokenizer = load_text(model.checkpoint).tokenizer
+    return Source(model.path.stem, model.checkpoint, model.spec, model.graph, model.weights, tokenizer)
 
 
 def windows(tokenizer: Tokenizer, part: Part, count: int, length: int) -> np.ndarray:
@@ -95,19 +91,13 @@ def windows(tokenizer: Tokenizer, part: Part, count: int, length: int) -> np.nda
 
     Raises InvalidRequestError if there is not so much text.
     """
-    documents = [np.array(tokenizer.encode(text), np.int64) for text in texts(part)]
-    pieces = [
-        document[at : at + length]
-        for at in range(0, max(map(len, documents)), length)
-        for document in documents
-        if len(document) >= at + length
-    ]
-    if len(pieces) < count:
+    found = pieces([tokenizer.encode(text) for text in texts(part)], length)
+    if len(found) < count:
         raise InvalidRequestError(
-            f"The {part} texts have {len(pieces)} pieces of {length} tokens, not {count}.", "Ask for fewer or shorter."
+            f"The {part} texts have {len(found)} pieces of {length} tokens, not {count}.", "Ask for fewer or shorter."
         )
-    spread = np.linspace(0, len(pieces) - 1, count).astype(int)
-    return np.stack([pieces[i] for i in spread])
+    spread = np.linspace(0, len(found) - 1, count).astype(int)
+    return np.array([found[i] for i in spread], np.int64)
 
 
 def judged(

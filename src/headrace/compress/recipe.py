@@ -1,6 +1,6 @@
 """What to quantize, to which scheme, by which method."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -48,29 +48,21 @@ class Recipe:
 
         Raises InvalidRequestError for a pattern that matches no matrix, or groups that do not divide one.
         """
-        matrices = list(_matrices(graph))
+        matrices = graph.linear_matrices
         for pattern in self.ignore:
             if not any(fnmatchcase(name, pattern) for name in matrices):
                 raise InvalidRequestError(
                     f"The pattern {pattern!r} matches no matrix.", f"Names are like {_examples(matrices)}."
                 )
-        last = set(graph.node(graph.output).params)
         found: dict[str, WeightScheme] = {}
         for name in matrices:
-            format_name = self.logits if name in last else self.format
+            format_name = self.logits if name in graph.logits_params else self.format
             if format_name is not None and not any(fnmatchcase(name, pattern) for pattern in self.ignore):
                 found[name] = scheme_named(format_name)
         _check_groups(graph, found)
         if not found:
             raise InvalidRequestError("Nothing is left to quantize.", "Ignore less.")
         return found
-
-
-def _matrices(graph: Graph) -> Iterable[str]:
-    """Parameters that linear layers multiply with, each once, in order."""
-    return dict.fromkeys(
-        name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]
-    )
 
 
 def _examples(names: Sequence[str]) -> str:

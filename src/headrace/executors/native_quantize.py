@@ -1,20 +1,23 @@
-"""Rounding to integer schemes by the native kernel: the bits of `numerics.quantize`, fast enough for weight updates."""
+"""Stored matrices rounded to a scheme: the bits of `numerics.quantize`, by the native kernel where it has one."""
 
 import numpy as np
 
 from headrace import _native
 from headrace.numerics.formats import format_named
+from headrace.numerics.quantize import quantize
 from headrace.numerics.row_blocks import RowBlocks
-from headrace.numerics.schemes import IntegerScheme, group_size_in
+from headrace.numerics.schemes import IntegerScheme, WeightScheme, group_size_in
 from headrace.numerics.tensor import RawTensor
 
 
-def quantize_tensor(tensor: RawTensor, scheme: IntegerScheme, *, isa: str | None = None) -> RawTensor:
+def quantize_tensor(tensor: RawTensor, scheme: WeightScheme, *, isa: str | None = None) -> RawTensor:
     """A matrix in row blocks, equal in every bit to ``quantize(tensor.to_f32(), scheme)``; on the calling thread.
 
-    bf16 is read as it is stored; other formats are decoded to f32 first. Raises InvalidRequestError if groups do not
-    divide the rows.
+    Integer schemes take the native kernel, which reads bf16 as it is stored; other formats are decoded to f32 first.
+    Raises InvalidRequestError if groups do not divide the rows.
     """
+    if not isinstance(scheme, IntegerScheme):
+        return RawTensor.from_groups(quantize(tensor.to_f32(), scheme))
     group_size = group_size_in(scheme, tensor.shape[1])
     low, high = scheme.code_range
     element = f"{'' if scheme.symmetric else 'u'}int{scheme.bits}"

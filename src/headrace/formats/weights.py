@@ -10,8 +10,7 @@ from headrace.base.errors import CheckpointError, UnsupportedModelError
 from headrace.formats.checkpoint import Checkpoint
 from headrace.graph.ir import Param
 from headrace.models.sources import Source, Transform
-from headrace.numerics.formats import FORMATS, PARTS
-from headrace.numerics.rounding import f32_to_bf16
+from headrace.numerics.formats import PARTS
 from headrace.numerics.tensor import RawTensor
 
 
@@ -101,17 +100,11 @@ def _load(checkpoint: Checkpoint, param: Param, source: Source) -> RawTensor:
 def matrices_in(format_name: str, weights: Weights) -> Weights:
     """The same parameters with every matrix in ``f32`` (the exact values) or ``bf16`` (the nearest), in memory."""
     assert format_name in ("f32", "bf16"), "a plain format"
-
-    def changed(stored: RawTensor) -> RawTensor:
-        if len(stored.shape) == 1 or stored.format.name == format_name:
-            return stored
-        values = RawTensor.from_f32(stored.to_f32())
-        if format_name == "f32":
-            return values
-        bits = f32_to_bf16(values.data.view(np.float32))
-        return RawTensor(FORMATS[format_name], stored.shape, bits.view(np.uint8))
-
-    return Weights({name: changed(stored) for name, stored in weights.params.items()}, weights.unused)
+    changed = {
+        name: stored if len(stored.shape) == 1 else stored.in_plain(format_name)
+        for name, stored in weights.params.items()
+    }
+    return Weights(changed, weights.unused)
 
 
 def uninterleave_rope(stored: RawTensor, num_heads: int) -> RawTensor:

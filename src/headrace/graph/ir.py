@@ -124,6 +124,17 @@ class Graph:
         return self._index[name]
 
     @property
+    def linear_matrices(self) -> tuple[str, ...]:
+        """The parameters that linear layers multiply with, each once, in order; biases are not among them."""
+        names = (name for node in self.nodes if node.op == "linear" for name in node.params[: node.integer("parts")])
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def logits_params(self) -> frozenset[str]:
+        """The parameters of the node that makes the logits."""
+        return frozenset(self.node(self.output).params)
+
+    @property
     def kv_layers(self) -> tuple[KVLayer, ...]:
         """One entry per attention node, indexed by its ``layer`` attribute."""
         layers = {

@@ -73,6 +73,17 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenedModel:
+    """A model found and described, not packed: weights are views of its mapped files, the graph is not fused."""
+
+    path: Path
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    graph: Graph
+    weights: Weights
+
+
+@dataclass(frozen=True, slots=True)
 class ModelPlan:
     """A model that is not loaded: its name, graph (fused), stored weights, and how its memory would be used, or why it
     does not fit."""
@@ -81,6 +92,21 @@ class ModelPlan:
     graph: Graph
     weights: Weights
     memory: MemoryPlan | CapacityError
+
+
+def open_model(name: str | None, *, max_model_len: int | None = None) -> OpenedModel:
+    """Find a model and map its files. Raises HeadraceError subclasses that say what is wrong and what to do.
+
+    Args:
+        name: as the user says it; None: the embedded model.
+        max_model_len: as in `LLMConfig`; some RoPE scalings depend on it.
+    """
+    path = resolve_model(name)
+    checkpoint = open_checkpoint(path)
+    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=max_model_len)
+    graph = build_graph(spec)
+    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    return OpenedModel(path, checkpoint, spec, graph, weights)
 
 
 def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
@@ -92,11 +118,9 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
 
         available_isa(config.isa or settings.isa)
     with watch.part("open"):
-        path = resolve_model(name)
-        checkpoint = open_checkpoint(path)
-        spec, graph = _graph_of(checkpoint, config.max_model_len)
-        graph = fuse(graph) if config.fuse else graph
-        weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+        model = open_model(name, max_model_len=config.max_model_len)
+        path, spec, weights = model.path, model.spec, model.weights
+        graph = fuse(model.graph) if config.fuse else model.graph
         if config.weight_format is not None:
             weights = matrices_in(config.weight_format, weights)
     if weights.unused:
@@ -104,9 +128,9 @@ def load_model(name: str | None, config: LLMConfig) -> LoadedModel:
     memory = _plan_memory(spec, graph, weights, config, settings)
     # Packing leaves the interpreter free, so a tokenizer that loads beside it costs no time of its own.
     with ThreadPoolExecutor(1) as helper:
-        text = helper.submit(_load_text, checkpoint, watch)
+        text = helper.submit(_load_text, model.checkpoint, watch)
         with watch.part("pack weights"):
-            executor = _make_executor(graph, weights, memory, config, settings, checkpoint.weight_files)
+            executor = _make_executor(graph, weights, memory, config, settings, model.checkpoint.weight_files)
         try:
             with watch.part("wait for tokenizer"):
                 text_side = text.result()
@@ -137,35 +161,29 @@ def kernel_kind(format_name: str) -> str:
 
 def main_kernel_kind(graph: Graph, weights: Weights) -> str:
     """`kernel_kind` of most bytes of the matrices that linears read."""
-    matrices = {name for node in graph.nodes if node.op == "linear" for name in node.params[: node.integer("parts")]}
     num_bytes: Counter[str] = Counter()
-    for name in matrices:
+    for name in graph.linear_matrices:
         num_bytes[kernel_kind(weights[name].format.name)] += weights[name].num_bytes
     return num_bytes.most_common(1)[0][0]
 
 
 def load_graph(name: str | None, *, fused: bool) -> tuple[Graph, Weights]:
     """A model's graph and its stored tensors, with nothing packed: for showing and pricing."""
-    checkpoint = open_checkpoint(resolve_model(name))
-    spec, graph = _graph_of(checkpoint, None)
-    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
-    return (fuse(graph) if fused else graph), weights
+    model = open_model(name)
+    return (fuse(model.graph) if fused else model.graph), model.weights
 
 
 def plan_model(name: str | None, config: LLMConfig) -> ModelPlan:
     """What `load_model` would find and plan for, with nothing packed. Raises as it does, but for memory."""
     settings = from_environment()
-    path = resolve_model(name)
-    checkpoint = open_checkpoint(path)
-    spec, graph = _graph_of(checkpoint, config.max_model_len)
-    graph = fuse(graph)
-    weights = load_weights(checkpoint, graph.params, sources(spec, checkpoint.kind), ignorable(checkpoint.kind))
+    model = open_model(name, max_model_len=config.max_model_len)
+    graph = fuse(model.graph)
     memory: MemoryPlan | CapacityError
     try:
-        memory = _plan_memory(spec, graph, weights, config, settings)
+        memory = _plan_memory(model.spec, graph, model.weights, config, settings)
     except CapacityError as error:
         memory = error
-    return ModelPlan(_display_name(name, path), graph, weights, memory)
+    return ModelPlan(_display_name(name, model.path), graph, model.weights, memory)
 
 
 def _plan_memory(spec: ModelSpec, graph: Graph, weights: Weights, config: LLMConfig, settings: Settings) -> MemoryPlan:
@@ -179,11 +197,6 @@ def _plan_memory(spec: ModelSpec, graph: Graph, weights: Weights, config: LLMCon
         kv_cache_memory=config.kv_cache_memory,
         available=available_memory(),
     )
-
-
-def _graph_of(checkpoint: Checkpoint, max_model_len: int | None) -> tuple[ModelSpec, Graph]:
-    spec = load_spec(checkpoint.config, checkpoint.kind, tensors=checkpoint.tensors, context_length=max_model_len)
-    return spec, build_graph(spec)
 
 
 def _weight_bytes(graph: Graph, weights: Weights, config: LLMConfig, settings: Settings) -> int:

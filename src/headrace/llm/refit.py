@@ -15,8 +15,6 @@ from headrace.formats.checkpoint import Checkpoint, open_checkpoint
 from headrace.formats.weights import load_weights
 from headrace.llm.loader import LoadedModel
 from headrace.models import ignorable, sources
-from headrace.numerics.formats import FORMATS
-from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
 from headrace.numerics.row_blocks import RowBlocks, row_blocks
 from headrace.numerics.schemes import IntegerScheme
 from headrace.numerics.tensor import RawTensor
@@ -84,7 +82,7 @@ def as_served(name: str, tensor: RawTensor, served: RawTensor) -> RawTensor:
         return tensor
     if tensor.format.name in PLAIN:
         if served.format.name in PLAIN:
-            return _plain(tensor, served.format.name)
+            return tensor.in_plain(served.format.name)
         layout = row_blocks(served.format.name)
         if layout is not None and (scheme := _scheme_of(layout)) is not None:
             return quantize_tensor(tensor, scheme)
@@ -122,14 +120,6 @@ def _verify(checkpoint: Checkpoint, sha256: Mapping[str, str], *, by_tensor: boo
                 "Send it again.",
                 code="checksum_mismatch",
             )
-
-
-def _plain(tensor: RawTensor, name: str) -> RawTensor:
-    values = tensor.to_f32()
-    if name == "f32":
-        return RawTensor.from_f32(values)
-    bits = (f32_to_bf16 if name == "bf16" else f32_to_f16)(values.reshape(-1, values.shape[-1]))
-    return RawTensor(FORMATS[name], tensor.shape, bits.view("u1"))
 
 
 def _scheme_of(layout: RowBlocks) -> IntegerScheme | None:

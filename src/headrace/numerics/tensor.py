@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.numerics.formats import FORMATS, NumberFormat, dequantize, format_named
+from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
 from headrace.numerics.row_blocks import Groups
 
 
@@ -57,6 +58,16 @@ class RawTensor:
     def from_groups(cls, groups: Groups) -> "RawTensor":
         """A quantized matrix in row blocks."""
         return cls(format_named(groups.layout.name), groups.codes.shape, groups.encode())
+
+    def in_plain(self, name: str) -> "RawTensor":
+        """The same tensor in f32, bf16 or f16, each value rounded to the nearest; itself if it is so already."""
+        if self.format.name == name:
+            return self
+        exact = RawTensor.from_f32(self.to_f32())
+        if name == "f32":
+            return exact
+        bits = {"bf16": f32_to_bf16, "f16": f32_to_f16}[name](exact.data.view(np.float32))
+        return RawTensor(FORMATS[name], self.shape, bits.view(np.uint8))
 
     @property
     def num_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,12 +29,13 @@ class Sequences:
         if size > count:
             raise InvalidRequestError(f"{count} sequences are fewer than a batch of {size}.", "Ask for more, or less.")
 
+        @lru_cache(2)  # a batch touches two epochs at most
+        def order(epoch: int) -> np.ndarray:
+            return np.random.default_rng((seed, epoch)).permutation(count)
+
         def batch(step: int) -> np.ndarray:
-            chosen = []
-            for i in range(step * size, (step + 1) * size):
-                epoch, at = divmod(i, count)
-                chosen.append(np.random.default_rng((seed, epoch)).permutation(count)[at])
-            return self.ids[chosen]
+            places = (divmod(i, count) for i in range(step * size, (step + 1) * size))
+            return self.ids[[order(epoch)[at] for epoch, at in places]]
 
         return batch
 

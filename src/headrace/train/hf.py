@@ -11,7 +11,7 @@ from headrace.base.errors import InvalidRequestError
 from headrace.numerics import fake_quantize as rule
 from headrace.numerics.schemes import Scheme
 
-HEADS = ("*lm_head*", "lm_head")
+HEADS = ("*lm_head*",)
 
 
 class Rounded(torch.nn.Module):

@@ -15,7 +15,6 @@ from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.llm.llm import LLM
-from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import IntegerScheme, WeightScheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
@@ -113,13 +112,7 @@ def train_qat(
 
 def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, WeightScheme]) -> dict[str, RawTensor]:
     """Weights with those that have schemes rounded to them, as they are served: the bits that training saw."""
-    return {name: _rounded(tensor, schemes[name]) if name in schemes else tensor for name, tensor in weights.items()}
-
-
-def _rounded(tensor: RawTensor, scheme: WeightScheme) -> RawTensor:
-    if isinstance(scheme, IntegerScheme):
-        return quantize_tensor(tensor, scheme)
-    return RawTensor.from_groups(quantize(tensor.to_f32(), scheme))
+    return {**weights, **{name: quantize_tensor(weights[name], scheme) for name, scheme in schemes.items()}}
 
 
 def _start(

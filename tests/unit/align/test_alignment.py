@@ -137,6 +137,7 @@ def test_the_command_and_its_reports(model, tmp_path, capsys):
     assert "beyond the budget: kl is" in capsys.readouterr().err
     for wrong in (["--budget", "kl"], ["--budget", "magic<1"], ["--text", "/nonexistent"], ["--length", "1"]):
         assert main(["align", a, b, *few, *wrong]) == 1
+        assert not capsys.readouterr().out, "said before anything was compared"
 
 
 def test_reports_say_the_same(model):

@@ -14,7 +14,6 @@ from headrace.cli.main import main
 from headrace.compress.pipeline import Judging
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_executor import TorchExecutor
-from headrace.formats.checkpoint import open_checkpoint
 from headrace.train.data import Sequences, corpus_sequences, own_sequences
 from headrace.train.loop import DivergedError, TrainingConfig, train
 from headrace.train.model import GraphModel
@@ -152,11 +151,9 @@ def test_the_whole_of_it_is_served_and_refits_a_running_model(tmp_path):
     greedy = SamplingParams(max_tokens=6, temperature=0.0, ignore_eos=True)
     with LLM(str(tmp_path / "out"), max_num_seqs=2) as llm:
         expected = llm.generate("abc", greedy)[0].outputs[0].token_ids
-        masters = open_checkpoint(tmp_path / "out").tensors
         llm.update_weights(tmp_path / "out")
         output = llm.generate("abc", greedy)[0].outputs[0]
         assert (output.token_ids, set(output.weight_versions)) == (expected, {1})
-        assert masters
 
 
 def test_the_command(tmp_path, capsys):
