@@ -1,7 +1,7 @@
 """Two ways of running a model over the same tokens: how far apart, from which node on, and through what."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,16 +10,12 @@ from headrace.align.corpus import pieces, texts
 from headrace.align.divergence import Divergence, TokenDivergence, divergence_of, summarize
 from headrace.align.forced import forced_logits
 from headrace.align.nodes import NodeError, node_errors
-from headrace.align.subjects import Opened, Subject, open_subject
+from headrace.align.subjects import SETTINGS, Opened, Subject, open_subject
 from headrace.base.errors import InvalidRequestError
 from headrace.text.tokenizer import Tokenizer
 
 CLIP = 0.2
 """How far from 1 an importance ratio may be before PPO clips it (arXiv:1707.06347)."""
-
-
-BUDGETED = ("kl", "kl_p99", "dlogprob", "dlogprob_p99", "dlogprob_max", "flips", "clipped")
-"""What a budget can limit (`Alignment.exceeded`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,16 +75,7 @@ class Alignment:
         Raises as `check_budget` does.
         """
         check_budget(budget)
-        found = {
-            "kl": self.divergence.kl_mean,
-            "kl_p99": self.divergence.kl_p99,
-            "dlogprob": self.divergence.logprob_delta_mean,
-            "dlogprob_p99": self.divergence.logprob_delta_p99,
-            "dlogprob_max": self.divergence.logprob_delta_max,
-            "flips": 1 - self.divergence.top1_agreement,
-            "clipped": self.policy.clipped,
-        }
-        assert found.keys() == set(BUDGETED)
+        found = {name: BUDGETED[name](self) for name in budget}
         return [
             f"{name} is {found[name]:.4g}, not below {limit:g}"
             for name, limit in budget.items()
@@ -96,9 +83,21 @@ class Alignment:
         ]
 
 
+BUDGETED: Mapping[str, Callable[[Alignment], float]] = {
+    "kl": lambda found: found.divergence.kl_mean,
+    "kl_p99": lambda found: found.divergence.kl_p99,
+    "dlogprob": lambda found: found.divergence.logprob_delta_mean,
+    "dlogprob_p99": lambda found: found.divergence.logprob_delta_p99,
+    "dlogprob_max": lambda found: found.divergence.logprob_delta_max,
+    "flips": lambda found: 1 - found.divergence.top1_agreement,
+    "clipped": lambda found: found.policy.clipped,
+}
+"""What a budget can limit."""
+
+
 def check_budget(names: Iterable[str]) -> None:
     """Raises InvalidRequestError for a name that no budget can limit."""
-    if unknown := set(names) - set(BUDGETED):
+    if unknown := set(names) - BUDGETED.keys():
         raise InvalidRequestError(f"A budget of {min(unknown)!r} is not known.", f"Use {', '.join(BUDGETED)}.")
 
 
@@ -195,14 +194,15 @@ def _causes(
     """Each difference taken back by itself: B with A's setting."""
     whole = divergence.logprob_delta_mean
     causes = []
-    for field in fields(Subject):
-        values = getattr(a, field.name), getattr(b, field.name)
-        if values[0] == values[1] or field.name == "only":  # which matrices a scheme is for goes with the scheme
+    for names in SETTINGS:
+        taken, given = ({name: getattr(subject, name) for name in names} for subject in (a, b))
+        if taken == given:
             continue
-        swapped = replace(b, **{field.name: values[0]} | ({"only": a.only} if field.name == "weights" else {}))
+        swapped = replace(b, **taken)
         left = summarize(_compared(base, open_subject(swapped), tokens)).logprob_delta_mean
         explains = 1 - left / whole if whole > 0 else 0.0
-        causes.append(Cause(field.name, str(values[0]), str(values[1]), left, explains))
+        said = [" of ".join(str(value) for value in values.values() if value != "*") for values in (taken, given)]
+        causes.append(Cause(names[0], *said, left, explains))
     return sorted(causes, key=lambda cause: -cause.explains)
 
 

@@ -6,7 +6,7 @@ from math import log10
 
 from headrace.align.alignment import compare_all
 from headrace.align.divergence import Divergence
-from headrace.align.subjects import Subject, open_subject
+from headrace.align.subjects import Subject, matrices_of, open_subject
 
 EXACT = {"activation": "f32", "kv": "f32"}
 STEPS: tuple[tuple[str, dict[str, str]], ...] = (
@@ -52,7 +52,7 @@ def sensitivity(
     """One matrix after the other in a format, all others as they are."""
     exact = replace(Subject(model=model), **EXACT)  # type: ignore[arg-type]
     graph = open_subject(exact).graph
-    names = [name for name in graph.linear_matrices if name not in graph.logits_params]
+    names = matrices_of(graph)
     by_layer: dict[str, dict[str, int]] = {}
     for i, name in enumerate(names):
         _, layer, kind = name.removesuffix(".weight").split(".", 2)

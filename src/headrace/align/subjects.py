@@ -107,6 +107,13 @@ def subject_named(text: str) -> Subject:
     return replace(Subject(model=model), **given)  # type: ignore[arg-type]
 
 
+SETTINGS = (
+    *((f.name,) for f in fields(Subject) if f.name not in ("weights", "only")),
+    ("weights", "only"),
+)
+"""A subject's fields by what they set together: which matrices a scheme is for means nothing without the scheme."""
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A subject's model, not yet packed."""
@@ -162,10 +169,14 @@ def open_subject(subject: Subject) -> Opened:
     return Opened(subject, fuse(graph) if subject.fused else graph, weights, load_text(model.checkpoint).tokenizer)
 
 
+def matrices_of(graph: Graph) -> list[str]:
+    """The matrices that a subject's scheme can be for: those of all linear layers but the logits."""
+    return [name for name in graph.linear_matrices if name not in graph.logits_params]
+
+
 def _rounded(graph: Graph, weights: Weights, subject: Subject) -> dict[str, RawTensor]:
     """Matrices in the subject's scheme."""
-    scheme = scheme_named(subject.weights)
-    names = [name for name in graph.linear_matrices if name not in graph.logits_params]
+    scheme, names = scheme_named(subject.weights), matrices_of(graph)
     chosen = [name for name in names if fnmatchcase(name, subject.only)]
     if not chosen:
         raise InvalidRequestError(f"only={subject.only!r} matches no matrix.", f"Names are like {names[0]}.")

@@ -34,8 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if sum((args.b is not None, args.ladder, args.map is not None)) != 1:
         raise InvalidRequestError("Say what to compare with.", "Give B, or --ladder, or --map FORMAT.")
-    if args.b is None and (args.causes or args.budget or args.json or args.html or (args.svg and args.ladder)):
+    if args.b is None and (args.causes or args.budget or args.json or args.html):
         raise InvalidRequestError("A ladder or a map has no causes, budget, JSON or HTML.", "Leave them out.")
+    if args.svg is not None and args.map is None:
+        raise InvalidRequestError("--svg draws a map.", "Give --map FORMAT too, or --html FILE for a comparison.")
     budget = _budget(args.budget)
     if args.length < 2:
         raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")

@@ -13,9 +13,9 @@ from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
+from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_sequences import run_sequences, tokens_only
 from headrace.graph.ir import Graph, Node
-from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import IntegerScheme, WeightScheme
 from headrace.numerics.tensor import RawTensor
 
@@ -145,7 +145,7 @@ class _Pass:
     def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: WeightScheme) -> RawTensor:
         if self._method == "gptq" and isinstance(scheme, IntegerScheme):
             return RawTensor.from_groups(gptq(weight, hessian, scheme, anchored=self._anchored))
-        return RawTensor.from_groups(quantize(weight.numpy(), scheme))
+        return quantize_tensor(RawTensor.from_f32(weight.numpy()), scheme)
 
     def _hessian_of(self, name: str, inputs: Tensor) -> Tensor:
         if self._hessian is None or self._hessian[0] != name:

@@ -135,7 +135,13 @@ def test_the_command_and_its_reports(model, tmp_path, capsys):
     assert "http" not in page.replace("http-equiv", ""), "nothing from elsewhere"
     assert main(["align", a, b, *few, "--budget", "kl<1e-9"]) == 1
     assert "beyond the budget: kl is" in capsys.readouterr().err
-    for wrong in (["--budget", "kl"], ["--budget", "magic<1"], ["--text", "/nonexistent"], ["--length", "1"]):
+    for wrong in (
+        ["--budget", "kl"],
+        ["--budget", "magic<1"],
+        ["--text", "/nonexistent"],
+        ["--length", "1"],
+        ["--svg", "x"],
+    ):
         assert main(["align", a, b, *few, *wrong]) == 1
         assert not capsys.readouterr().out, "said before anything was compared"
 
@@ -160,7 +166,13 @@ def test_the_ladder_and_the_map(tmp_path, capsys):
     assert shown[0].split() == ["layer", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"]
     assert len(shown) == 3
     assert (tmp_path / "map.svg").read_text().count("<rect") == 15
-    for wrong in ([], ["native", "--ladder"], ["--map", "int3-g32"], ["--ladder", "--budget", "kl<1"]):
+    for wrong in (
+        [],
+        ["native", "--ladder"],
+        ["--map", "int3-g32"],
+        ["--ladder", "--budget", "kl<1"],
+        ["--ladder", "--svg", "x"],
+    ):
         assert main(["align", model, *wrong, *few]) == 1
 
 
@@ -172,6 +184,10 @@ def test_weights_in_a_scheme(model):
     assert compared(a, replace(one, only="*")).divergence.kl_mean > found.divergence.kl_mean
     (cause,) = compared(a, one, by_cause=True).causes
     assert (cause.name, cause.left, cause.explains) == ("weights", 0.0, 1.0)
+    other = replace(one, only="layers.0.*")
+    (cause,) = compared(other, one, by_cause=True).causes
+    assert (cause.a, cause.b) == ("int4-g32 of layers.0.*", "int4-g32 of layers.1.mlp.up.weight")
+    assert cause.left == 0.0
     for wrong in ({"weights": "int4-g32", "only": "nothing"}, {"only": "layers.*"}, {"weights": "int3"}):
         with pytest.raises(InvalidRequestError):
             open_subject(replace(a, **wrong))

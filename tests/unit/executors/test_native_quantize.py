@@ -11,7 +11,7 @@ from headrace.executors.native_quantize import quantize_tensor
 from headrace.numerics.formats import FORMATS
 from headrace.numerics.quantize import quantize
 from headrace.numerics.rounding import f32_to_bf16
-from headrace.numerics.schemes import WHOLE, IntegerScheme
+from headrace.numerics.schemes import WHOLE, IntegerScheme, scheme_named
 from headrace.numerics.tensor import RawTensor
 
 RNG = np.random.default_rng(0)
@@ -50,6 +50,15 @@ def test_bytes_are_those_of_the_rule(scheme, isa):
             found = quantize_tensor(tensor, scheme, isa=isa)
             assert found.format == expected.format
             np.testing.assert_array_equal(found.data, expected.data)
+
+
+@pytest.mark.parametrize("name", ["fp8-tensor", "fp8-channel", "fp8-block"])
+def test_schemes_without_a_kernel_are_rounded_too(name):
+    values, scheme = RNG.standard_normal((64, 384)).astype(np.float32), scheme_named(name)
+    expected = RawTensor.from_groups(quantize(values, scheme))
+    found = quantize_tensor(RawTensor.from_f32(values), scheme)
+    assert found.format == expected.format
+    np.testing.assert_array_equal(found.data, expected.data)
 
 
 def test_groups_that_do_not_divide_are_an_error():
