@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from headrace import __version__
-from headrace.base.errors import HeadraceError
+from headrace.base.errors import HeadraceError, MissingDependencyError
 from headrace.cli import align, bench, chat, demo, doctor, generate, graph, plan, quantize, serve, train
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
@@ -32,11 +32,24 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _run(args: argparse.Namespace) -> int:
+    try:
+        code: int = args.run(args)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingDependencyError(
+            f"headrace {args.command} needs torch, which is not installed.",
+            "Run `pip install 'headrace[torch]'`, or in a checkout `.venv/bin/pip install torch`.",
+        ) from error
+    return code
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code: 0, 1 (error), 2 (usage) or 130 (interrupted)."""
     args = parser().parse_args(argv)
     try:
-        code: int = args.run(args)
+        code = _run(args)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

@@ -37,6 +37,21 @@ def test_an_error_is_cause_and_remedy_and_exit_code_1(capsys):
     assert err[1].startswith("try:   ")
 
 
+@pytest.mark.parametrize("command", ["quantize -o out", "align native torch", "train qat -o out"])
+def test_a_command_that_needs_torch_says_so(command, tmp_path):
+    without = (
+        "import sys; sys.modules['torch'] = None; from headrace.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", without, *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    cause, remedy = found.stderr.splitlines()
+    assert found.returncode == 1
+    assert cause.startswith("error: ")
+    assert "needs torch" in cause
+    assert "pip install" in remedy
+
+
 def test_usage_errors_exit_with_2():
     with pytest.raises(SystemExit) as caught:
         main(["serve", "--max-num-seqs", "none"])
