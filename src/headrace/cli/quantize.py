@@ -10,25 +10,42 @@ from headrace.cli.options import positive
 from headrace.cli.status import status
 
 if TYPE_CHECKING:
-    from headrace.compress.pipeline import Judging
+    from headrace.compress.budget import Budget
+    from headrace.compress.pipeline import Judging, Source
+    from headrace.compress.planner import Planner
+    from headrace.compress.recipe import Recipe
 
+_FORMAT = "int4-g32"
 HELP = "quantize a model into a folder, with a card of what that did to it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to quantize")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder to make; must not exist")
-    parser.add_argument("--format", default="int4-g32", help="int4-g32, int8-channel, fp8-block, … (default: int4-g32)")
-    parser.add_argument("--method", default="gptq", help="rtn, gptq or awq (default: gptq)")
+    parser.add_argument("--format", help=f"int4-g32, int8-channel, fp8-block, … (default: {_FORMAT})")
+    parser.add_argument(
+        "--budget", metavar="SIZE", help="give each matrix a format of its own, the best for 4.6bits a weight, or 110MB"
+    )
+    parser.add_argument("--method", default="gptq", help="rtn, gptq, awq or smoothquant (default: gptq)")
+    parser.add_argument(
+        "--activation", choices=("f32", "int8"), help="as it will be served, so as it is judged (default: f32)"
+    )
     parser.add_argument(
         "--ignore", action="append", default=[], metavar="PATTERN", help="leave matching matrices (repeatable)"
     )
     parser.add_argument("--logits", metavar="FORMAT", help="quantize the logits' matrix too (and a tied embedding)")
     parser.add_argument(
-        "--compare", metavar="RECIPES", help="judge several and write none: int4-g32:rtn,int4-g32:gptq,int8-channel:rtn"
+        "--compare",
+        metavar="RECIPES",
+        help="judge several and write none: int4-g32,4.6bits:gptq,int8-channel:smoothquant:int8",
     )
     group = parser.add_argument_group("gate")
-    group.add_argument("--max-kl", type=float, metavar="NATS", help="largest mean KL to the source (default: 0.3)")
+    group.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="largest mean KL to the source (default: 0.3); without --format, the smallest model that keeps to it",
+    )
     group.add_argument("--max-flips", type=float, metavar="SHARE", help="most changed likeliest tokens (default: 0.3)")
     group.add_argument(
         "--max-perplexity-growth", type=float, metavar="SHARE", help="largest growth of the perplexity (default: 0.25)"
@@ -42,13 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if (args.output is None) == (args.compare is None):
         raise InvalidRequestError("Say what to do.", "Give either -o DIR to write a model, or --compare RECIPES.")
+    aim = _aim(args)
     judging = _judging(args)
     if args.compare is not None:
         return _compare(args, judging)
     from headrace.compress.pipeline import quantize_model
-    from headrace.compress.recipe import Recipe
 
-    recipe = Recipe(format=args.format, method=args.method, ignore=tuple(args.ignore), logits=args.logits)
+    recipe = _recipe(args, args.format or _FORMAT, args.method, args.activation)
     card = quantize_model(
         args.model,
         args.output,
@@ -56,11 +73,43 @@ def run(args: argparse.Namespace) -> int:
         judging,
         command=["headrace", *sys.argv[1:]],
         progress=status,
+        aim=aim,
     )
     status()
     print(card.to_markdown())
     print(f"wrote {args.output}")
     return 0
+
+
+def _aim(args: argparse.Namespace) -> "Budget | float | None":
+    """What formats of single matrices are chosen for, if they are."""
+    from headrace.compress.budget import parse_budget
+
+    if args.max_kl is not None and not 0 < args.max_kl < float("inf"):
+        raise InvalidRequestError(f"A mean KL of {args.max_kl:g} is no limit.", "Give --max-kl a number above 0.")
+    if args.budget is None:
+        return args.max_kl if args.format is None and args.compare is None else None
+    for other, given in (("--format", args.format), ("--max-kl", args.max_kl), ("--compare", args.compare)):
+        if given is not None:
+            raise InvalidRequestError(
+                f"--budget and {other} contradict each other.",
+                "Write budgets among the recipes, as in --compare 4.6bits:gptq."
+                if other == "--compare"
+                else "Give one of them: either says which formats are taken.",
+            )
+    return parse_budget(args.budget)
+
+
+def _recipe(args: argparse.Namespace, format_name: str, method: str, activation: str | None) -> "Recipe":
+    from headrace.compress.recipe import Recipe
+
+    return Recipe(
+        format=format_name,
+        method=method,
+        activation=activation or ("int8" if method == "smoothquant" else "f32"),
+        ignore=tuple(args.ignore),
+        logits=args.logits,
+    )
 
 
 def _judging(args: argparse.Namespace) -> "Judging":
@@ -88,37 +137,59 @@ def _compare(args: argparse.Namespace, judging: "Judging") -> int:
     """A table of recipes: size, quality, speed."""
     from headrace.compress.gate import decode_speed
     from headrace.compress.pipeline import judged, make_evaluator, open_source, stored_bytes
-    from headrace.compress.recipe import Recipe
 
-    recipes = []
-    for text in args.compare.split(","):
-        format_name, _, method = text.partition(":")
-        recipes.append(
-            Recipe(format=format_name, method=method or "rtn", ignore=tuple(args.ignore), logits=args.logits)
-        )
     source = open_source(args.model)
+    recipes = _recipes(args, source, judging)
     evaluator = make_evaluator(source, judging)
-    head = ("recipe", "MB", "mean KL", "p99 KL", "same top 1", "perplexity", "tokens/s")
-    rows = [("source", f"{stored_bytes(source.spec, source.weights) / 1e6:.1f}", "", "", "", "", "")]
-    for recipe in recipes:
+    head = ("recipe", "MB", "predicted", "mean KL", "p99 KL", "same top 1", "perplexity", "tokens/s")
+    rows = [("source", f"{stored_bytes(source.spec, source.weights) / 1e6:.1f}", "", "", "", "", "", "")]
+    for recipe, predicted in recipes:
         outcome = judged(source, recipe, judging, evaluator)
         found = outcome.evaluation.divergence
-        rows[0] = (*rows[0][:5], f"{found.reference_perplexity:.3f}", rows[0][6])
+        rows[0] = (*rows[0][:6], f"{found.reference_perplexity:.3f}", rows[0][7])
         rows.append(
             (
                 recipe.title,
                 f"{outcome.num_bytes / 1e6:.1f}",
+                "" if predicted is None else f"{predicted:.4f}",
                 f"{found.kl_mean:.4f}",
                 f"{found.kl_p99:.3f}",
                 f"{100 * found.top1_agreement:.2f} %",
                 f"{found.perplexity:.3f}",
-                f"{decode_speed(source.graph, outcome.quantized.weights):.0f}",
+                f"{decode_speed(source.graph, outcome.quantized.weights, activation=_served(recipe)):.0f}",
             )
         )
         print(f"{recipe.title}: KL {found.kl_mean:.4f}", file=sys.stderr)
-    rows[0] = (*rows[0][:6], f"{decode_speed(source.graph, source.weights):.0f}")
+    rows[0] = (*rows[0][:7], f"{decode_speed(source.graph, source.weights):.0f}")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     for row in (head, *rows):
         name, *cells = (cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         print("  ".join((name.strip().ljust(widths[0]), *cells)))
     return 0
+
+
+def _recipes(args: argparse.Namespace, source: "Source", judging: "Judging") -> "list[tuple[Recipe, float | None]]":
+    """Those of --compare, and the predicted KL of budgets."""
+    from headrace.compress.budget import is_budget, parse_budget
+    from headrace.compress.pipeline import make_planner
+
+    found: list[tuple[Recipe, float | None]] = []
+    planners: dict[tuple[str, str], Planner] = {}
+    for text in args.compare.split(","):
+        format_name, method, activation, *more = [*text.split(":"), "", ""][: max(3, text.count(":") + 1)]
+        if more:
+            raise InvalidRequestError(f"{text!r} is no recipe.", "Write FORMAT:METHOD:ACTIVATION, or less of it.")
+        if not is_budget(format_name):
+            found.append((_recipe(args, format_name, method or "rtn", activation or args.activation), None))
+            continue
+        recipe = _recipe(args, _FORMAT, method or "rtn", activation or args.activation)
+        key = recipe.method, recipe.activation
+        if key not in planners:
+            planners[key] = make_planner(source, recipe, judging)
+        planned = planners[key].within(parse_budget(format_name))
+        found.append((planned.recipe, planned.kl))
+    return found
+
+
+def _served(recipe: "Recipe") -> str:
+    return "auto" if recipe.activation == "f32" else recipe.activation

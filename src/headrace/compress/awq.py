@@ -15,7 +15,7 @@ from headrace.numerics.schemes import Scheme
 _EXPONENTS = tuple(i / 20 for i in range(20))
 
 
-def awq_factors(weights: Sequence[Tensor], inputs: Tensor, hessian: Tensor, scheme: Scheme) -> Tensor:
+def awq_factors(weights: Sequence[Tensor], inputs: Tensor, hessian: Tensor, schemes: Sequence[Scheme]) -> Tensor:
     """By what to multiply the columns of matrices that read the same inputs, ``[in]``, all above 0.
 
     Of mean magnitudes of the inputs to twenty powers from 0 (all ones) up, those with the least squared error of the
@@ -25,13 +25,17 @@ def awq_factors(weights: Sequence[Tensor], inputs: Tensor, hessian: Tensor, sche
         weights: float32 ``[out, in]`` each.
         inputs: float32 ``[tokens, in]``.
         hessian: their sum of x xᵀ.
+        schemes: of each matrix.
     """
     magnitudes = inputs.abs().mean(0).clamp_min(1e-8)
     best, least = torch.ones_like(magnitudes), torch.inf
     for exponent in _EXPONENTS:
         factors = magnitudes**exponent
         factors = factors / (factors.max() * factors.min()).sqrt()
-        error = sum(output_error(fake_quantize(w * factors, scheme) / factors - w, hessian) for w in weights)
+        error = sum(
+            output_error(fake_quantize(w * factors, scheme) / factors - w, hessian)
+            for w, scheme in zip(weights, schemes, strict=True)
+        )
         if error < least:
             best, least = factors, error
     return best

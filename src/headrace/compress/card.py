@@ -1,11 +1,13 @@
 """The card that travels with a quantized model: what was done, what it cost in quality, what it gained."""
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from headrace.compress.gate import Bin, Evaluation
+from headrace.compress.planner import Planned
 from headrace.compress.recipe import Recipe
 
 _SHOWN = 20  # matrices, of those in the JSON
@@ -28,7 +30,8 @@ class Blame:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
-    """See the module. Sizes in bytes, speeds in tokens/s of one decoding sequence on `machine`, times in seconds."""
+    """See the module. Sizes in bytes, speeds in tokens/s of one decoding sequence on `machine`, times in seconds.
+    `planned` says how formats were chosen matrix by matrix; None: they were not."""
 
     source: str
     recipe: Recipe
@@ -40,6 +43,7 @@ class Card:
     source_speed: float
     quantized_speed: float
     blame: Sequence[Blame]
+    planned: Planned | None
     seconds: float
     peak_memory: int
     machine: str
@@ -48,7 +52,10 @@ class Card:
 
     def to_json(self) -> str:
         """All of it, as JSON."""
-        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+        held = asdict(self)
+        if held["planned"] is not None:
+            del held["planned"]["recipe"]  # it is the card's
+        return json.dumps(held, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self) -> str:
         """To be read."""
@@ -57,7 +64,7 @@ class Card:
             f"# {self.source}, {self.recipe.title}",
             "",
             f"`{self.command}`, {self.date}, {self.machine}. Calibrated on {self.calibration_tokens:,} tokens, judged"
-            f" on {found.num_positions:,} positions of other texts, against the source model.",
+            f" on {found.num_positions:,} positions of other texts, against the source model{self._served}.",
             "",
             *_table(
                 ("", "source", "quantized"),
@@ -85,6 +92,7 @@ class Card:
             "",
             f"The likeliest token is the same at {100 * found.top1_agreement:.2f} % of positions.",
             "",
+            *self._formats(),
             "## Where it errs",
             "",
             *_bins("probability of the token in the source", self.evaluation.by_rarity),
@@ -105,6 +113,26 @@ class Card:
             "",
         ]
         return "\n".join(lines)
+
+    @property
+    def _served(self) -> str:
+        activation = self.recipe.activation
+        return "" if activation == "f32" else f" in f32; its own linears read {activation}, as it will be served"
+
+    def _formats(self) -> list[str]:
+        """How many matrices have which format, if they were chosen one by one."""
+        if self.planned is None:
+            return []
+        counts = Counter(format_name for _, format_name in self.recipe.mixed)
+        return [
+            "## Formats",
+            "",
+            *_table(("format", "matrices"), sorted(counts.items())),
+            "",
+            f"Chosen for {self.recipe.aim}: {self.planned.bits:.3f} bits a weight of these matrices, bf16 being 16."
+            f" Predicted KL: {self.planned.kl:.4g}.",
+            "",
+        ]
 
 
 def _bins(title: str, bins: Sequence[Bin]) -> list[str]:

@@ -93,14 +93,20 @@ class Evaluator:
         self._texts = texts
         self._weights = weights
 
-    def compare(self, weights: Mapping[str, RawTensor], *, num_texts: int | None = None) -> Evaluation:
-        """Teacher-force both on the texts, or the first few, text by text: logits of one are held at a time."""
+    def compare(
+        self, weights: Mapping[str, RawTensor], *, num_texts: int | None = None, activation: str = "f32"
+    ) -> Evaluation:
+        """Teacher-force both on the texts, or the first few, text by text: logits of one are held at a time.
+
+        Args:
+            activation: of the other weights' linears; the source's read f32.
+        """
         texts = self._texts[:num_texts]
         found = []
         length = len(texts[0])
         with (
             closing(_executor(self._graph, self._weights, length)) as source,
-            closing(_executor(self._graph, weights, length)) as other,
+            closing(_executor(self._graph, weights, length, activation=activation)) as other,
         ):
             for text in texts:
                 logits = [forced_logits(each, self._graph.output, text) for each in (source, other)]
@@ -108,12 +114,14 @@ class Evaluator:
         return Evaluation(summarize(found), _by_rarity(found), _by_position(found))
 
 
-def decode_speed(graph: Graph, weights: Mapping[str, RawTensor], num_tokens: int = 64) -> float:
-    """Tokens per second of one sequence on the native executor with its default activations: the median step, once
-    warm. What the plan does, without an engine around it."""
+def decode_speed(
+    graph: Graph, weights: Mapping[str, RawTensor], num_tokens: int = 64, *, activation: str = "auto"
+) -> float:
+    """Tokens per second of one sequence on the native executor: the median step, once warm. What the plan does,
+    without an engine around it."""
     length = num_tokens + 8
     row = SampleRow(SamplingParams(temperature=0.0), 0, 0)
-    with closing(_executor(fuse(graph), weights, length, activation="auto", kv_format="bf16")) as executor:
+    with closing(_executor(fuse(graph), weights, length, activation=activation, kv_format="bf16")) as executor:
         seconds = []
         for position in range(length):
             step = Step(

@@ -70,6 +70,20 @@ def gptq(
     return Groups(nearest.layout, stored, nearest.scales, nearest.zeros)
 
 
+def remaining_errors(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+    """What a squared rounding error of one in each column costs once the columns behind have made up for it.
+
+    Where errors of columns do not depend on each other, the outputs' expected squared error is the sum of these times
+    the columns' squared errors. Float64 ``[in]``, in the matrix's order; at most the (damped) Hessian's diagonal,
+    which it would cost without making up.
+    """
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    upper = _inverse_factor(hessian[order][:, order], damping)
+    found = torch.empty(len(order), dtype=torch.double)
+    found[order] = upper.diagonal() ** -2
+    return found
+
+
 def _largest(weight: Tensor, group_size: int) -> Tensor:
     """Where the largest magnitude of each group is, the first of equals: bool of the weight's shape."""
     groups = weight.abs().reshape(len(weight), -1, group_size)

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import resource
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,13 @@ import numpy as np
 
 from headrace.align.corpus import Part, pieces, texts
 from headrace.base.errors import HeadraceError, InvalidRequestError
+from headrace.compress.budget import Budget
 from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
+from headrace.compress.planner import Planned, Planner, lowest_rung
 from headrace.compress.quantizer import Quantized, quantize_weights
-from headrace.compress.recipe import Recipe
+from headrace.compress.recipe import SCALE_MOVING, Recipe
 from headrace.compress.store import Store
 from headrace.formats.checkpoint import Checkpoint
 from headrace.formats.compressed_tensors_writer import write_compressed_tensors
@@ -33,6 +36,7 @@ from headrace.text.tokenizer import Tokenizer
 
 _BLAMED = 5  # matrices that are measured by themselves
 _BLAME_TEXTS = 4
+_PLANNING_TEXTS = 8  # of the calibration, that costs of formats are measured on
 
 
 class GateError(HeadraceError):
@@ -73,6 +77,7 @@ class Source:
 class Outcome:
     """One recipe's model, judged."""
 
+    recipe: Recipe
     quantized: Quantized
     evaluation: Evaluation
     num_bytes: int
@@ -112,7 +117,15 @@ def judged(
     """Quantize by a recipe, and put the outcome beside the source."""
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
-    return Outcome(quantized, evaluator.compare(quantized.weights), stored_bytes(source.spec, quantized.weights))
+    evaluation = evaluator.compare(quantized.weights, activation=recipe.activation)
+    return Outcome(recipe, quantized, evaluation, stored_bytes(source.spec, quantized.weights))
+
+
+def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
+    """Measure what each matrix costs in each format, on some of the calibration's texts."""
+    count = min(_PLANNING_TEXTS, judging.calibration_texts)
+    ids = windows(source.tokenizer, "calibration", count, judging.length)
+    return Planner(source.spec, source.graph, source.weights, recipe, ids)
 
 
 def make_evaluator(source: Source, judging: Judging) -> Evaluator:
@@ -129,14 +142,19 @@ def quantize_model(
     *,
     command: Sequence[str],
     progress: Callable[[str], None],
+    aim: Budget | float | None = None,
 ) -> Card:
     """Quantize a model into a new folder, if it passes the gate.
+
+    With an `aim`, each matrix gets a format of its own in place of the recipe's: the best for a budget, or those of the
+    smallest model whose mean KL, measured as the gate does, is at most that number.
 
     Finished matrices are kept beside `target` until it is whole, so that a run that was stopped goes on where it was.
 
     Raises:
         GateError: it does not pass. Nothing is written; what is finished is kept, for other thresholds.
-        InvalidRequestError: `target` exists, or the recipe does not fit.
+        InvalidRequestError: `target` exists, the recipe does not fit, or no formats fit the budget.
+        LimitError: no formats are as near to the source as `aim` asks for.
         StorageError: something cannot be written.
     """
     start = time.perf_counter()
@@ -144,11 +162,12 @@ def quantize_model(
         raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
     source = open_source(name)
     config = hf_config(source.checkpoint, source.spec)
-    recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
-    store = Store(target.parent / f".{target.name}.work", _identity(source, recipe, judging))
+    if aim is None:
+        recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+    work = target.parent / f".{target.name}.work"
     evaluator = make_evaluator(source, judging)
-    outcome = judged(source, recipe, judging, evaluator, store=store, progress=progress)
-    blame = _blame(source, outcome.quantized, evaluator)
+    planned, outcome = _made(source, recipe, judging, evaluator, aim, work, progress)
+    blame = _blame(source, outcome, evaluator)
     if exceeded := judging.thresholds.exceeded(outcome.evaluation.divergence):
         worst = [each.name for each in sorted(blame, key=lambda each: -(each.kl_mean or 0))[:3]]
         raise GateError(
@@ -158,14 +177,19 @@ def quantize_model(
         )
     card = Card(
         source=source.name,
-        recipe=recipe,
+        recipe=outcome.recipe,
+        planned=planned,
         calibration_tokens=judging.calibration_texts * judging.length,
         evaluation=outcome.evaluation,
         source_bytes=sum(tensor.num_bytes for tensor in source.weights.values()),
         quantized_bytes=outcome.num_bytes,
         bits_per_weight=_bits_per_weight(outcome.quantized),
         source_speed=decode_speed(source.graph, source.weights),
-        quantized_speed=decode_speed(source.graph, outcome.quantized.weights),
+        quantized_speed=decode_speed(
+            source.graph,
+            outcome.quantized.weights,
+            activation="auto" if recipe.activation == "f32" else recipe.activation,
+        ),
         blame=blame,
         seconds=time.perf_counter() - start,
         peak_memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
@@ -175,8 +199,46 @@ def quantize_model(
     )
     cards = {"card.md": card.to_markdown(), "card.json": card.to_json()}
     write_folder(source, config, outcome.quantized.weights, outcome.quantized.schemes, target, cards)
-    store.remove()
+    shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def _made(
+    source: Source,
+    recipe: Recipe,
+    judging: Judging,
+    evaluator: Evaluator,
+    aim: Budget | float | None,
+    work: Path,
+    progress: Callable[[str], None],
+) -> tuple[Planned | None, Outcome]:
+    """The model that is asked for, judged, and how its formats were chosen. Each trial of a search keeps its matrices
+    apart, so that a run that was stopped repeats none."""
+
+    def make(recipe: Recipe, folder: Path) -> Outcome:
+        store = Store(folder, _identity(source, recipe, judging))
+        return judged(source, recipe, judging, evaluator, store=store, progress=progress)
+
+    if aim is None:
+        return None, make(recipe, work)
+    progress("what each matrix costs in each format")
+    planner = make_planner(source, recipe, judging)
+    if isinstance(aim, Budget):
+        planned = planner.within(aim)
+        return planned, make(planned.recipe, work)
+    found: dict[int, tuple[Planned, Outcome]] = {}
+
+    def measure(rung: int) -> float:
+        planned = planner.at(rung, f"KL {aim:g}")
+        outcome = make(planned.recipe, work / f"rung-{rung}")
+        kl = outcome.evaluation.divergence.kl_mean
+        progress(f"{planned.bits:.3f} bits: KL {kl:.4g}")
+        if kl <= aim:
+            found.clear()  # what passes later is smaller; one model is held at a time
+            found[rung] = planned, outcome
+        return kl
+
+    return found[lowest_rung(planner.ladder, aim, measure)]
 
 
 def stored_bytes(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> int:
@@ -203,13 +265,14 @@ def write_folder(
         write_compressed_tensors(target, config, hf_tensors(source.spec, weights), stored, files)
 
 
-def _blame(source: Source, quantized: Quantized, evaluator: Evaluator) -> list[Blame]:
-    """All matrices, those whose outputs err most first; of the first few, what each costs by itself."""
-    order = sorted(quantized.rounded, key=lambda rounded: -rounded.error)
+def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame]:
+    """All matrices, those whose outputs err most first; of the first few, what each costs by itself, if it makes sense
+    by itself."""
+    order = sorted(outcome.quantized.rounded, key=lambda rounded: -rounded.error)
     blame = []
     for i, rounded in enumerate(order):
         kl = None
-        if i < _BLAMED and rounded.name in source.weights:
+        if i < _BLAMED and outcome.recipe.method not in SCALE_MOVING:
             alone = {**source.weights, rounded.name: rounded.tensor}
             kl = evaluator.compare(alone, num_texts=_BLAME_TEXTS).divergence.kl_mean
         blame.append(Blame(name=rounded.name, error=rounded.error, kl_mean=kl))

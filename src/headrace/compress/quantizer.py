@@ -11,7 +11,8 @@ from torch import Tensor
 from headrace.base.errors import CheckpointError
 from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
-from headrace.compress.recipe import Recipe
+from headrace.compress.recipe import SCALE_MOVING, Recipe
+from headrace.compress.smoothquant import smooth_factors
 from headrace.compress.store import Store
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_sequences import run_sequences, tokens_only
@@ -111,7 +112,7 @@ class _Pass:
 
     def visit(self, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Round what `node` multiplies with, if that is asked for; the parameters it runs with."""
-        if node.op == "rms_norm" and self._method == "awq":
+        if node.op == "rms_norm" and self._method in SCALE_MOVING:
             self._move_scale(node, inputs[0])
         if node.op == "linear":
             for name in node.params[: node.integer("parts")]:
@@ -153,7 +154,7 @@ class _Pass:
         return self._hessian[1]
 
     def _move_scale(self, norm: Node, x: Tensor) -> None:
-        """AWQ's factors into a norm, and into the columns of all that read it, if those are matrices to round."""
+        """AWQ's or SmoothQuant's factors into a norm, and into the columns of what reads it, if that is all rounded."""
         readers = self._readers[norm.name]
         if norm.integer("group") != norm.features or any(reader.op != "linear" for reader in readers):
             return
@@ -163,7 +164,14 @@ class _Pass:
         weight = self._value(norm.params[0])
         outputs = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.number("eps")) * weight
         values = [self._value(name) for name in matrices]
-        factors = awq_factors(values, outputs, outputs.T @ outputs, self._schemes[matrices[0]])
+        factors = self._factors(values, outputs, [self._schemes[name] for name in matrices])
         self.changed[norm.params[0]] = RawTensor.from_f32((weight / factors).numpy())
         for name, value in zip(matrices, values, strict=True):
             self.changed[name] = RawTensor.from_f32((value * factors).numpy())
+
+    def _factors(self, values: Sequence[Tensor], outputs: Tensor, schemes: Sequence[WeightScheme]) -> Tensor:
+        if self._method == "awq":
+            return awq_factors(values, outputs, outputs.T @ outputs, schemes)
+        integers = [scheme for scheme in schemes if isinstance(scheme, IntegerScheme)]
+        assert len(integers) == len(schemes), "the recipe has checked it"
+        return smooth_factors(values, outputs, integers)

@@ -8,7 +8,13 @@ from headrace.base.errors import InvalidRequestError
 from headrace.graph.ir import Graph
 from headrace.numerics.schemes import IntegerScheme, WeightScheme, group_size_in, scheme_named
 
-METHODS = ("rtn", "gptq", "awq")
+SCALE_MOVING = ("awq", "smoothquant")
+"""Methods after which a matrix makes sense only with the norm before it."""
+METHODS = ("rtn", "gptq", *SCALE_MOVING)
+PLAIN = "bf16"
+"""In place of a format in `Recipe.mixed`: not quantized."""
+
+_ACTIVATIONS = ("f32", "int8")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,49 +25,87 @@ class Recipe:
         format: of the matrices of all linear layers but the logits (`scheme_named`).
         method: ``rtn`` rounds each value to the nearest; ``gptq`` lets later columns of a matrix make up for the
             rounding of earlier ones (arXiv:2210.17323); ``awq`` first moves scale from weights to the norm before them,
-            where inputs are large (arXiv:2306.00978).
+            where inputs are large (arXiv:2306.00978); ``smoothquant`` does so for what 8-bit inputs lose
+            (arXiv:2211.10438), and asks for int8 on both sides.
+        activation: how the outcome will be served, and so is judged: ``f32`` or ``int8``.
         ignore: shell-style patterns of parameter names to leave as they are; each must match something.
         logits: a format for the logits' matrix, and the embedding table if it is the same; None leaves them.
+        mixed: formats of single matrices, by name, in place of `format`; `PLAIN` leaves one as it is.
+        aim: what `mixed` was chosen for, for the title.
     """
 
     format: str = "int4-g32"
     method: str = "rtn"
+    activation: str = "f32"
     ignore: tuple[str, ...] = ()
     logits: str | None = None
+    mixed: tuple[tuple[str, str], ...] = ()
+    aim: str = ""
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise InvalidRequestError(f"Method {self.method!r} is not known.", f"Use one of {', '.join(METHODS)}.")
-        scheme = scheme_named(self.format)
+        if self.activation not in _ACTIVATIONS:
+            raise InvalidRequestError(
+                f"Activations {self.activation!r} are not judged.", f"Use one of {', '.join(_ACTIVATIONS)}."
+            )
         if self.logits is not None:
             scheme_named(self.logits)
-        if self.method == "gptq" and not isinstance(scheme, IntegerScheme):
-            raise InvalidRequestError(f"GPTQ does not round to {self.format}.", "Use an integer format, or rtn.")
+        used = {self.format, *(name for _, name in self.mixed if name != PLAIN)}
+        schemes = {name: scheme_named(name) for name in used}
+        for name, scheme in schemes.items():
+            if self.method == "gptq" and not isinstance(scheme, IntegerScheme):
+                raise InvalidRequestError(f"GPTQ does not round to {name}.", "Use an integer format, or rtn.")
+        if self.method == "smoothquant":
+            self._check_smoothquant(schemes)
+
+    def _check_smoothquant(self, schemes: dict[str, WeightScheme]) -> None:
+        for name, scheme in schemes.items():
+            if not isinstance(scheme, IntegerScheme) or scheme.bits != 8:
+                raise InvalidRequestError(
+                    f"SmoothQuant is for weights of 8 bits, not {name}.",
+                    "Use --format int8-channel, or another method.",
+                )
+        if self.activation != "int8":
+            raise InvalidRequestError(
+                "SmoothQuant is for activations of 8 bits.", "Leave --activation out, or use int8."
+            )
 
     @property
     def title(self) -> str:
         """Short, for tables: ``int4-g32 gptq``."""
-        return f"{self.format} {self.method}"
+        served = "" if self.activation == "f32" else f", activations {self.activation}"
+        return f"{self.aim or self.format} {self.method}{served}"
+
+    def matrices(self, graph: Graph) -> list[str]:
+        """The linear layers' matrices that no pattern ignores, the logits' among them, in the graph's order.
+
+        Raises InvalidRequestError for a pattern that matches none.
+        """
+        names = graph.linear_matrices
+        for pattern in self.ignore:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise InvalidRequestError(
+                    f"The pattern {pattern!r} matches no matrix.", f"Names are like {_examples(names)}."
+                )
+        return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
 
     def schemes(self, graph: Graph) -> dict[str, WeightScheme]:
         """The scheme of every parameter that shall be quantized, in the graph's order.
 
         Raises InvalidRequestError for a pattern that matches no matrix, or groups that do not divide one.
         """
-        matrices = graph.linear_matrices
-        for pattern in self.ignore:
-            if not any(fnmatchcase(name, pattern) for name in matrices):
-                raise InvalidRequestError(
-                    f"The pattern {pattern!r} matches no matrix.", f"Names are like {_examples(matrices)}."
-                )
+        matrices = self.matrices(graph)
+        single = dict(self.mixed)
+        assert single.keys() <= set(matrices) - graph.logits_params, "mixed formats are of the graph's matrices"
         found: dict[str, WeightScheme] = {}
         for name in matrices:
-            format_name = self.logits if name in graph.logits_params else self.format
-            if format_name is not None and not any(fnmatchcase(name, pattern) for pattern in self.ignore):
+            format_name = self.logits if name in graph.logits_params else single.get(name, self.format)
+            if format_name is not None and format_name != PLAIN:
                 found[name] = scheme_named(format_name)
         _check_groups(graph, found)
         if not found:
-            raise InvalidRequestError("Nothing is left to quantize.", "Ignore less.")
+            raise InvalidRequestError("Nothing is left to quantize.", "Ignore less, or allow fewer bits or more KL.")
         return found
 
 

@@ -102,7 +102,7 @@ def test_activations_that_are_not_finite_are_an_error(weight):
 
 def test_awq_finds_factors_that_help_where_inputs_differ_in_size(weight, inputs):
     hessian, scheme = inputs.T @ inputs, IntegerScheme(group_size=64)
-    factors = awq_factors([weight], inputs, hessian, scheme)
+    factors = awq_factors([weight], inputs, hessian, [scheme])
     assert (factors > 0).all()
     scaled = torch.from_numpy(quantize((weight * factors).numpy(), scheme).to_f32()) / factors
     plain = torch.from_numpy(quantize(weight.numpy(), scheme).to_f32())
