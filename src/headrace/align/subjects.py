@@ -37,6 +37,7 @@ class Subject:
             ``bf16``, or a scheme's name (`headrace.numerics.schemes.scheme_named`), which leaves embedding and logits.
         only: a shell-style pattern of the names of matrices that a scheme is for.
         dtype: of the torch executor: float32, float64, bfloat16 or float16.
+        device: of the torch executor, as torch names it.
         fused: whether ops are merged.
     """
 
@@ -49,6 +50,7 @@ class Subject:
     weights: str = "stored"
     only: str = "*"
     dtype: str = "float32"
+    device: str = "cpu"
     fused: bool = False
 
     def __post_init__(self) -> None:
@@ -62,6 +64,8 @@ class Subject:
                 raise InvalidRequestError(
                     f"{name}={getattr(self, name)!r} is not known.", f"Use one of {', '.join(known)}."
                 )
+        if self.device != "cpu" and self.executor != "torch":
+            raise InvalidRequestError(f"The {self.executor} executor runs on the CPU.", "Add executor=torch.")
         if self.weights not in _PLAIN:
             scheme_named(self.weights)
         elif self.only != "*":
@@ -138,6 +142,7 @@ class Opened:
                     block_size=_BLOCK_SIZE,
                     kv_format=subject.kv,
                     dtype=subject.dtype,
+                    device=subject.device,
                 )
             )
         return closing(

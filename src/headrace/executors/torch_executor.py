@@ -19,6 +19,7 @@ from torch import Tensor
 from headrace.engine.step import Float32, Step, StepResult
 from headrace.executors import sampler
 from headrace.executors.kv_layout import KV_FORMATS
+from headrace.executors.torch_device import torch_device
 from headrace.executors.torch_ops import REFERENCE_OPS, Batch, Call, KVCache
 from headrace.graph.ir import Graph
 from headrace.graph.ops import validate
@@ -38,7 +39,7 @@ class TorchExecutor:
         block_size: tokens per block.
         kv_format: one of `kv_layout.KV_FORMATS`; keys and values are rounded to it when they are appended.
         dtype: a key of `DTYPES`: of the weights and of the activations between nodes.
-        device: as torch names it.
+        device: as torch names it; one that it cannot use is an InvalidRequestError.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class TorchExecutor:
         self.num_blocks = num_blocks
         self.vocab_size = graph.node(graph.output).features
         self._graph = graph
-        self._device = torch.device(device)
+        self._device = torch_device(device)
         self._dead_after = _dead_after(graph)
         self._dtype = DTYPES[dtype]
         self._params = dict(_load(graph, weights, self._dtype, self._device))

@@ -1,7 +1,8 @@
 """`quantize` and back in torch, differentiable: what training sees of a matrix that will be served quantized.
 
 Rounds as `headrace.numerics.quantize` does, bit for bit, on every device whose float32 division is IEEE's. Divisors are
-tensors, since torch may multiply by the inverse of a plain number.
+tensors, since torch may multiply by the inverse of a plain number; and made where they are used, since a copy from the
+CPU would wait for the device.
 """
 
 from headrace.base.errors import InvalidRequestError, MissingDependencyError
@@ -127,13 +128,13 @@ def _mxfp4_scales(peaks: Tensor) -> Tensor:
 
 def _nvfp4_scales(peaks: Tensor) -> Tensor:
     finite = torch.where(peaks.isfinite(), peaks, 0)
-    tensor_scale = finite.max() / peaks.new_tensor(float(E2M1_MAX * E4M3_MAX))
+    tensor_scale = finite.max() / peaks.new_full((), float(E2M1_MAX * E4M3_MAX))
     scales = _to_e4m3(_quotients(finite, tensor_scale * float(E2M1_MAX)))
     return torch.where(peaks.isfinite(), scales * tensor_scale, torch.nan)
 
 
 def _scales(dtype: str, spans: Tensor, steps: float) -> Tensor:
-    scales = (spans / spans.new_tensor(steps)).to(_DTYPES[dtype]).to(torch.float32)
+    scales = (spans / spans.new_full((), steps)).to(_DTYPES[dtype]).to(torch.float32)
     return torch.where(scales.isfinite(), scales, torch.nan)
 
 

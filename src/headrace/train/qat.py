@@ -14,6 +14,7 @@ from headrace.compress.pipeline import Judging, Source, make_evaluator, open_sou
 from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
+from headrace.executors.torch_device import torch_device
 from headrace.llm.llm import LLM
 from headrace.numerics.schemes import IntegerScheme, WeightScheme
 from headrace.numerics.tensor import RawTensor
@@ -85,6 +86,7 @@ def train_qat(
     """
     if target.exists():
         raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    torch_device(device)  # what is wrong with it shows before anything takes time
     source = open_source(name)
     described = hf_config(source.checkpoint, source.spec)
     schemes = config.recipe.schemes(source.graph)
