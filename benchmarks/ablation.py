@@ -174,7 +174,9 @@ def draw(path: Path, folder: Path) -> None:
         panel.spines[["top", "right"]].set_visible(False)
         if key != "held_out_loss":
             panel.set_ylim(bottom=0)
-    panels[0, 0].legend(fontsize=8, frameon=False)
+    figure.legend(
+        *panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False
+    )
     figure.suptitle(f"SmolLM2-135M-Instruct, {kept['machine']}, {kept['date']}", fontsize=9)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "ablation.svg", metadata={"Date": None})

@@ -55,6 +55,14 @@ def test_rounded_keys_and_values_are_found_in_attention_and_explained(model):
     assert (cause.name, cause.a, cause.b, cause.left, cause.explains) == ("kv", "f32", "int8", 0.0, 1.0)
 
 
+def test_a_device_is_the_torch_executors(model):
+    with pytest.raises(InvalidRequestError, match="Add executor=torch"):
+        Subject(model=model, device="cuda")
+    subject = subject_named(f"{model}?executor=torch&device=abacus")
+    with pytest.raises(InvalidRequestError, match="abacus"):
+        open_subject(subject).executor(8)
+
+
 def test_causes_are_told_apart(model):
     a = Subject(model=model, executor="torch", dtype="float64", kv="f32")
     b = Subject(model=model, executor="torch", dtype="bfloat16", kv="bf16")

@@ -140,6 +140,12 @@ def test_an_unknown_precision_is_named(options: dict[str, str]) -> None:
         executor(**options)
 
 
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(InvalidRequestError, match=device):
+        executor(device=device)
+
+
 def test_close_twice() -> None:
     made = executor()
     made.close()
