@@ -129,7 +129,8 @@ std::vector<Runtime::Pending> Runtime::place(uint8_t* memory) {
 
 // Read rather than mapped: a file's pages are small, and decoding streams all of them at every step.
 bool Runtime::read_packed(int fd, int64_t offset, size_t piece, uint64_t expected) {
-  Pages memory(pending_bytes());
+  auto pages = std::make_shared<Pages>(pending_bytes());
+  const Pages& memory = *pages;
   std::vector<uint64_t> sums((memory.size() + piece - 1) / piece);
   pool.parallel_for(static_cast<int64_t>(sums.size()), [&](int64_t i) {
     const size_t begin = i * piece, bytes = std::min(piece, memory.size() - begin);
@@ -141,7 +142,7 @@ bool Runtime::read_packed(int fd, int64_t offset, size_t piece, uint64_t expecte
   for (const Pending& pending : place(memory.data())) {
     if (pending.mapped) release_mapped(pending.weight.data, pending.weight.out_features * pending.weight.row_bytes);
   }
-  packed_.push_back(std::move(memory));
+  packed_.push_back(std::move(pages));
   return true;
 }
 
@@ -160,13 +161,13 @@ void pack_columns(Linear& linear, const WeightView& weight, int64_t interleaved_
   linear.pack(view, begin, end);
 }
 
-const uint8_t* Runtime::pack() {
+std::shared_ptr<const Pages> Runtime::pack() {
   struct Piece {
     size_t pending;
     int64_t begin, end;
   };
-  uint8_t* memory = packed_.emplace_back(pending_bytes()).data();
-  const std::vector<Pending> added = place(memory);
+  packed_.push_back(std::make_shared<Pages>(pending_bytes()));
+  const std::vector<Pending> added = place(packed_.back()->data());
   std::vector<Piece> pieces;
   std::vector<std::atomic<int64_t>> left(added.size());  // pieces of each
   for (size_t i = 0; i < added.size(); ++i) {
@@ -193,7 +194,7 @@ const uint8_t* Runtime::pack() {
     }
   });
   if (error) std::rethrow_exception(error);
-  return memory;
+  return packed_.back();
 }
 
 uint8_t* Runtime::reserve_arena(size_t bytes) {
