@@ -19,8 +19,8 @@ def continuations(
 ) -> list[list[int]]:
     """What a subject writes after each prompt: `num_tokens` token ids each, ends of sequence being tokens like others.
 
-    Prompt i draws its token n by ``uniform(seed + i, n)`` of the sampler whatever the subject, so two subjects whose
-    distributions are the same write the same, and where they differ, it is the distributions that do.
+    Prompt i is sampled with seed `seed` + i whatever the subject, so its nth tokens are drawn by the same number: what
+    differs between two subjects is their distributions alone.
 
     Args:
         prompts: token ids, at least one each.

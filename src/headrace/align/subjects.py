@@ -124,7 +124,7 @@ class Opened:
     tokenizer: Tokenizer
 
     def executor(self, length: int, *, at_once: int = 1) -> AbstractContextManager[Executor]:
-        """An executor for `at_once` sequences of up to `length` tokens; a step is up to `length` tokens, all sampled."""
+        """An executor for `at_once` sequences of up to `length` tokens, and steps of as many, all of them sampled."""
         subject = self.subject
         num_blocks = at_once * -(-length // _BLOCK_SIZE)
         if subject.executor == "torch":
