@@ -1,7 +1,7 @@
 """Errors of a diffusion model over its steps beside errors of a language model over its tokens: which forgives what.
 
-python -m examples.diffusion_error_growth                     # a quarter of an hour on two cores
-python -m examples.diffusion_error_growth --small             # seconds: what CI runs
+python -m examples.diffusion_error_growth                     # ten to forty minutes
+python -m examples.diffusion_error_growth --small             # under a minute: what CI runs
 python -m examples.diffusion_error_growth --weights dit.pt    # trained once, kept, taken from there the next time
 python -m examples.diffusion_error_growth --json all.json --svg growth.svg
 

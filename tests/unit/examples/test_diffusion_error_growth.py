@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from examples.diffusion_error_growth.digits import Judge, digits, frechet_distance
+from examples.diffusion_error_growth.digits import Judge, Quality, digits, frechet_distance
 from examples.diffusion_error_growth.dit import DiT
 from examples.diffusion_error_growth.drift import Samples, drift, final_errors_by_window, pushes
 from examples.diffusion_error_growth.flow import trajectory
@@ -26,22 +26,19 @@ class Shrinking(torch.nn.Module):
         return self.shift - self.rate * images
 
 
-class NoJudge:
+class SignJudge:
+    """Sees a 1 where an image is bright, else a 0."""
+
     def read(self, images):
-        return torch.zeros(len(images))
+        return (images.mean((1, 2)) > 0).long()
 
     def quality(self, images, labels):
-        return Judge.quality(self, images, labels)
-
-    def _features(self, images):
-        return images.flatten(1)
+        return Quality((self.read(images) == labels).float().mean().item(), 0.0)
 
 
 @pytest.fixture
 def samples():
-    judge = NoJudge()
-    judge._held_out = torch.randn(80, 64)
-    return Samples(torch.randn(80, 8, 8), torch.zeros(80, dtype=torch.int64), judge)
+    return Samples(torch.randn(80, 8, 8), torch.zeros(80, dtype=torch.int64), SignJudge())
 
 
 @pytest.fixture
@@ -107,8 +104,15 @@ def test_a_constant_error_is_forgiven_where_the_flow_contracts(samples):
     left = sum((1 - 2 / N) ** k for k in range(N)) / N
     assert found.error[0] == found.added[0] == 0
     assert found.error[-1] / found.added[-1] == pytest.approx(left, rel=1e-4)
+    assert (found.same_digit, found.accuracy) == judged(states[-1], left / 10)
     early, late = final_errors_by_window(exact, other, samples, states, 2)
     assert early / late == pytest.approx((1 - 2 / N) ** (N // 2), rel=1e-4)
+
+
+def judged(exact, brighter):
+    """What the judge keeps of its readings if all pixels get brighter; and the share of zeros."""
+    before, after = ((exact + shift).mean((1, 2)) > 0 for shift in (0, brighter))
+    return pytest.approx(((before == after).float().mean().item(), (~after).float().mean().item()))
 
 
 def test_a_push_shrinks_or_grows_as_the_flow_says(samples):
