@@ -25,7 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--device", default="cpu", help="of the diffusion model (default: cpu)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch on a CPU")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of torch: more wait more than they win here (default: 1)"
+    )
     parser.add_argument("--weights", type=Path, metavar="FILE", help="take the diffusion model from here, or keep it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the picture")

@@ -24,6 +24,7 @@ class Size:
     width: int = 96
     depth: int = 6
     training_steps: int = 1800
+    batch: int = 128
     samples: int = 100
     main_steps: int = 50
     other_steps: tuple[int, ...] = (10, 250)
@@ -36,7 +37,7 @@ class Size:
 
 
 SMALL = Size(
-    width=64, depth=2, training_steps=150, samples=64, main_steps=10, other_steps=(5,), windows=2, starts=2,
+    width=64, depth=2, training_steps=150, batch=48, samples=48, main_steps=10, other_steps=(5,), windows=2, starts=2,
     settings=tuple(setting for setting in SETTINGS if setting.weights in ("bf16", "int8-channel", "int4-g32")),
     texts=6, prompt=16, tokens=16,
 )  # fmt: skip
@@ -140,7 +141,7 @@ def _trained(size: Size, data: Digits, device: str, weights: Path | None) -> tup
         kept = torch.load(weights, map_location=device)
         model.load_state_dict(kept["model"])
         return model.requires_grad_(False), kept["losses"]
-    model, losses = trained(model, data, steps=size.training_steps)
+    model, losses = trained(model, data, steps=size.training_steps, batch=size.batch)
     if weights is not None:
         torch.save({"model": model.state_dict(), "losses": losses}, weights)
     return model, losses

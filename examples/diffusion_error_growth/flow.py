@@ -16,7 +16,7 @@ Velocity = Callable[[Tensor, Tensor, Tensor], Tensor]
 _EMA = 0.995
 
 
-def trained(model: DiT, data: Digits, *, steps: int, batch: int = 128, seed: int = 0) -> tuple[DiT, list[float]]:
+def trained(model: DiT, data: Digits, *, steps: int, batch: int, seed: int = 0) -> tuple[DiT, list[float]]:
     """The moving average of a model's weights over a run of training, and the loss at each step.
 
     AdamW, a warm-up of a twentieth and then a cosine; times are uniform. The model itself is trained in place.
