@@ -8,6 +8,7 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 ROOT = pathlib.Path(__file__).parents[2]
 BY_BITS = ("weights bf16", "weights int8-channel", "weights int4-g32")
@@ -15,14 +16,16 @@ BY_BITS = ("weights bf16", "weights int8-channel", "weights int4-g32")
 
 @pytest.mark.timeout(600)
 def test_its_figures_are_in_order(tmp_path):
-    target, picture = tmp_path / "all.json", tmp_path / "growth.svg"
-    command = [sys.executable, "-m", "examples.diffusion_error_growth", "--small", "--json", target, "--svg", picture]
+    target, picture, weights = (tmp_path / name for name in ("all.json", "growth.svg", "dit.pt"))
+    command = [sys.executable, "-m", "examples.diffusion_error_growth", "--small", "--weights", weights]
+    command += ["--json", target, "--svg", picture]
     done = subprocess.run(command, capture_output=True, text=True, timeout=560, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert all(title in done.stdout for title in BY_BITS)
     found = json.loads(target.read_text())
     check_diffusion(found["diffusion"])
     check_language(found["language"])
+    assert len(torch.load(weights)["losses"]) == 150
     drawn = ElementTree.fromstring(picture.read_text())
     assert len(list(drawn.iter("{http://www.w3.org/2000/svg}polyline"))) == 4 * len(BY_BITS) + 4 + 2
 
