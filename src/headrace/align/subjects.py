@@ -127,10 +127,10 @@ class Opened:
     weights: Weights
     tokenizer: Tokenizer
 
-    def executor(self, length: int) -> AbstractContextManager[Executor]:
-        """An executor for sequences of up to `length` tokens, each in one step, all rows sampled."""
+    def executor(self, length: int, *, at_once: int = 1) -> AbstractContextManager[Executor]:
+        """An executor for `at_once` sequences of up to `length` tokens, and steps of as many, all of them sampled."""
         subject = self.subject
-        num_blocks = -(-length // _BLOCK_SIZE)
+        num_blocks = at_once * -(-length // _BLOCK_SIZE)
         if subject.executor == "torch":
             from headrace.executors.torch_executor import TorchExecutor
 
