@@ -1,12 +1,17 @@
 """What is compared: a model run in a certain way, named in one line."""
 
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from urllib.parse import parse_qsl
 
+from headrace.align.divergence import Scores
+from headrace.align.forced import forced_logits, forced_values
+from headrace.align.options import DTYPES, options_in
+from headrace.align.taps import Tap
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.executor import Executor
+from headrace.engine.step import Float32
 from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import ACTIVATIONS, NativeExecutor
 from headrace.executors.native_quantize import quantize_tensor
@@ -21,7 +26,6 @@ from headrace.text.tokenizer import Tokenizer
 
 _BLOCK_SIZE = 16
 _PLAIN = ("stored", "f32", "bf16")
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +62,7 @@ class Subject:
             ("executor", ("native", "torch")),
             ("activation", ACTIVATIONS),
             ("kv", KV_FORMATS),
-            ("dtype", _DTYPES),
+            ("dtype", DTYPES),
         ):
             if getattr(self, name) not in known:
                 raise InvalidRequestError(
@@ -90,24 +94,9 @@ def subject_named(text: str) -> Subject:
     """
     if text in ("native", "torch"):
         return Subject(executor=text)
-    if text.startswith(("http://", "https://", "hf:")):
-        raise InvalidRequestError(
-            f"{text!r}: servers and Hugging Face models are not compared yet.", "Give a model that headrace loads."
-        )
     model, _, options = text.partition("?")
     known = [f.name for f in fields(Subject) if f.name != "model"]
-    given: dict[str, object] = {}
-    try:
-        pairs = parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
-    except ValueError as error:
-        raise InvalidRequestError(f"{text!r}: {error}.", "Write MODEL?key=value&key=value.") from error
-    for key, value in pairs:
-        if key not in known or key in given:
-            raise InvalidRequestError(
-                f"{text!r}: {key!r} is {'given twice' if key in given else 'not known'}.",
-                f"Use {', '.join(known)}, each once.",
-            )
-        given[key] = _value(key, value)
+    given = {key: _value(key, value) for key, value in options_in(text, options, known).items()}
     return replace(Subject(model=model), **given)  # type: ignore[arg-type]
 
 
@@ -126,6 +115,24 @@ class Opened:
     graph: Graph
     weights: Weights
     tokenizer: Tokenizer
+
+    def scores(self, tokens: Sequence[Sequence[int]]) -> Iterator[Scores]:
+        """Logits of each text, float32 ``[n, vocab]``; all of one length."""
+        length = len(tokens[0])
+        with self.executor(length) as executor:
+            for ids in tokens:
+                yield forced_logits(executor, self.graph.output, ids, rows_per_step=length)
+
+    @contextmanager
+    def tapping(self, ids: Sequence[int]) -> Iterator[Tap]:
+        """Values of nodes on one text; each call runs it."""
+        with self.executor(len(ids)) as executor:
+
+            def tap(names: Sequence[str]) -> Mapping[str, Float32]:
+                (values,) = forced_values(executor, ids, names, rows_per_step=len(ids))
+                return values
+
+            yield tap
 
     def executor(self, length: int) -> AbstractContextManager[Executor]:
         """An executor for sequences of up to `length` tokens, each in one step, all rows sampled."""

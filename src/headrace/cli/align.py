@@ -12,7 +12,11 @@ HELP = "compare two ways of running a model: executors, formats, checkpoints"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="the reference: MODEL?key=value&…, or native, or torch")
+    parser.add_argument(
+        "a",
+        metavar="A",
+        help="the reference: MODEL?key=value&…, native, torch, hf:MODEL, http://HOST:PORT/v1?model=NAME",
+    )
     parser.add_argument(
         "b", nargs="?", metavar="B", help="what is compared with it, e.g. 'smollm2-135m?activation=int8&kv=int8'"
     )
@@ -43,15 +47,18 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
     from headrace.align import report
     from headrace.align.alignment import align, check_budget, token_windows
-    from headrace.align.subjects import open_subject, subject_named
+    from headrace.align.sides import side_named, tokenizer_of
+    from headrace.align.subjects import Subject
 
     check_budget(budget)  # before anything takes time
-    a = subject_named(args.a)
-    tokens = token_windows(open_subject(a).tokenizer, _text(args.text), args.texts, args.length)
+    sides = [side_named(each) for each in (args.a, args.b) if each is not None]
+    a, b = sides[0], sides[-1]
+    if args.b is None and not isinstance(a, Subject):
+        raise InvalidRequestError("A server or transformers has no ladder or map here.", "Give a model as A.")
+    tokens = token_windows(tokenizer_of(*sides), _text(args.text), args.texts, args.length)
     if args.b is None:
         _alone(args, a.model, tokens)
         return 0
-    b = subject_named(args.b)
     found = align(a, b, tokens, threshold=args.threshold, by_cause=args.causes)
     exceeded = found.exceeded(budget)
     print(report.to_text(found), end="")

@@ -8,6 +8,7 @@ import pytest
 
 from headrace.align import alignment, report
 from headrace.align.alignment import align, token_windows
+from headrace.align.sides import side_named
 from headrace.align.subjects import Subject, open_subject, subject_named
 from headrace.base.errors import InvalidRequestError
 from headrace.cli.main import main
@@ -90,7 +91,7 @@ def test_a_changed_parameter_is_found_at_its_node(model, monkeypatch):
         weights = replace(opened.weights, params={**opened.weights.params, name: RawTensor.from_f32(values)})
         return replace(opened, weights=weights)
 
-    monkeypatch.setattr(alignment, "open_subject", damaged)
+    monkeypatch.setattr(alignment, "open_side", damaged)
     found = compared(a, b)
     departed = [node.name for node in found.nodes if node.total > 1e-4]
     assert departed[0] == "layers.1.mlp.up"
@@ -99,11 +100,12 @@ def test_a_changed_parameter_is_found_at_its_node(model, monkeypatch):
 
 @pytest.mark.parametrize("text", [
     "x?executor=cuda", "x?speed=1", "x?kv=f32&kv=bf16", "x?threads=many", "x?fused=yes", "x?kv", "x?dtype=int4",
-    "x?foo", "http://host:1#m", "hf:folder",
+    "x?foo", "http://host:1#m", "http://", "http://h:x/v1", "http://h/v1?kv=f32", "http://h/v1?top=21", "http://h/v1?timeout=0",
+    "hf:folder?dtype=int8", "hf:folder?attn=flash", "hf:folder?kv=f32",
 ])  # fmt: skip
 def test_subjects_that_make_no_sense_are_errors(text):
     with pytest.raises(InvalidRequestError) as caught:
-        subject_named(text)
+        side_named(text)
     assert caught.value.remedy
 
 
