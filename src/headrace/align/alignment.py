@@ -11,7 +11,7 @@ from headrace.align.divergence import Divergence, Scores, TokenDivergence, diver
 from headrace.align.nodes import NodeError, node_errors
 from headrace.align.server import OpenServer
 from headrace.align.sides import OpenSide, Side, open_side
-from headrace.align.subjects import SETTINGS, Subject
+from headrace.align.subjects import SETTINGS, WITH_EXECUTOR, Subject
 from headrace.base.errors import InvalidRequestError
 from headrace.text.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ class Cause:
     """One way in which B differs from A, taken back: what mean |Δ log-probability| is left, what share that explains.
 
     Shares need not add up to one: a torch executor has no activations to speak of, so taking `executor` back takes
-    those of the native one back as well.
+    those of the native one back as well; and A's device and numerics come with A's executor.
     """
 
     name: str
@@ -204,9 +204,10 @@ def _causes(
     causes = []
     for names in SETTINGS:
         taken, given = ({name: getattr(subject, name) for name in names} for subject in (a, b))
-        if taken == given:
+        if taken == given or (a.executor != b.executor and names[0] in WITH_EXECUTOR):
             continue
-        swapped = replace(b, **taken)
+        along = WITH_EXECUTOR if names == ("executor",) else ()
+        swapped = replace(b, **taken, **{name: getattr(a, name) for name in along})
         left = summarize(_compared(base, open_side(swapped), tokens)).logprob_delta_mean
         explains = 1 - left / whole if whole > 0 else 0.0
         said = [" of ".join(str(value) for value in values.values() if value != "*") for values in (taken, given)]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.engine.step import Float32
+from headrace.numerics.rounding import round_to
 
 Float64 = npt.NDArray[np.float64]
 
@@ -152,6 +153,23 @@ def _token_scores(logits: Float32, token_ids: Sequence[int]) -> TokenScores:
         for end in (min(i + _ROWS, len(following)),)
     ]
     return TokenScores(np.concatenate(logprobs), logits[:-1].argmax(axis=-1))
+
+
+def bf16_scores(logits: Float32, token_ids: Sequence[int]) -> TokenScores:
+    """What a trainer has that takes a log-softmax in bf16: logits, their differences, the sum and the result rounded.
+
+    Between -16 and -8 such log-probabilities are 0.06 apart. Ties among the likeliest go to the lower id.
+    """
+    rows = _to_bf16(logits[:-1])
+    shifted = _to_bf16(rows - rows.max(axis=-1, keepdims=True))
+    sums = _to_bf16(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logprobs = _to_bf16(shifted - _to_bf16(np.log(sums)))
+    following = np.asarray(token_ids[1:], np.int64)
+    return TokenScores(logprobs[np.arange(len(rows)), following].astype(np.float64), logprobs.argmax(axis=-1))
+
+
+def _to_bf16(values: Float32) -> Float32:
+    return round_to("bf16", values)
 
 
 def _compare(reference: Float32, other: Float32, following: npt.NDArray[np.int64]) -> TokenDivergence:

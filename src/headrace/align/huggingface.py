@@ -143,7 +143,8 @@ def _load(model: OpenedModel, side: TransformersSide) -> Any:
     except ModuleNotFoundError as error:
         raise MissingDependencyError("A side hf:… needs transformers.", "pip install transformers") from error
     options = {"dtype": getattr(torch, side.dtype), "attn_implementation": side.attn}
-    kind, path = transformers.AutoModelForCausalLM, model.path
+    kind: Any = transformers.AutoModelForCausalLM
+    path = model.path
     try:
         if path.is_dir():
             return kind.from_pretrained(path, local_files_only=True, **options)

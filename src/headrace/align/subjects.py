@@ -5,7 +5,9 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 
-from headrace.align.divergence import Scores
+import numpy as np
+
+from headrace.align.divergence import Scores, bf16_scores
 from headrace.align.forced import forced_logits, forced_values
 from headrace.align.options import DTYPES, options_in
 from headrace.align.taps import Tap
@@ -15,6 +17,7 @@ from headrace.engine.step import Float32
 from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import ACTIVATIONS, NativeExecutor
 from headrace.executors.native_quantize import quantize_tensor
+from headrace.executors.torch_numerics import Numerics
 from headrace.formats.weights import Weights, matrices_in
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
@@ -29,7 +32,7 @@ _PLAIN = ("stored", "f32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class Subject(Numerics):
     """A model and how it is run.
 
     Attributes:
@@ -43,6 +46,10 @@ class Subject:
         dtype: of the torch executor: float32, float64, bfloat16 or float16.
         device: of the torch executor, as torch names it.
         fused: whether ops are merged.
+        logprobs: how log-probabilities are made of logits: ``exact``, or by a log-softmax in ``bf16``, with no KL then.
+        temperature: what logits are divided by before; 1 is what servers report unless told otherwise.
+
+    What it inherits says how the torch executor computes.
     """
 
     model: str = ""
@@ -56,13 +63,21 @@ class Subject:
     dtype: str = "float32"
     device: str = "cpu"
     fused: bool = False
+    logprobs: str = "exact"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        Numerics.__post_init__(self)
+        if not self.is_exact and self.executor != "torch":
+            raise InvalidRequestError("Ops are computed otherwise by the torch executor only.", "Add executor=torch.")
+        if not 0.01 <= self.temperature <= 100:
+            raise InvalidRequestError(f"temperature={self.temperature} is not from 0.01 to 100.", "Leave it out for 1.")
         for name, known in (
             ("executor", ("native", "torch")),
             ("activation", ACTIVATIONS),
             ("kv", KV_FORMATS),
             ("dtype", DTYPES),
+            ("logprobs", ("exact", "bf16")),
         ):
             if getattr(self, name) not in known:
                 raise InvalidRequestError(
@@ -101,10 +116,14 @@ def subject_named(text: str) -> Subject:
 
 
 SETTINGS = (
-    *((f.name,) for f in fields(Subject) if f.name not in ("weights", "only")),
+    *((f.name,) for f in fields(Subject) if f.name not in ("weights", "only", "inputs", "inputs_of")),
     ("weights", "only"),
+    ("inputs", "inputs_of"),
 )
 """A subject's fields by what they set together: which matrices a scheme is for means nothing without the scheme."""
+
+WITH_EXECUTOR = ("device", *(f.name for f in fields(Numerics)))
+"""What only one executor has, so that it goes where the executor goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +140,10 @@ class Opened:
         length = len(tokens[0])
         with self.executor(length) as executor:
             for ids in tokens:
-                yield forced_logits(executor, self.graph.output, ids, rows_per_step=length)
+                logits = forced_logits(executor, self.graph.output, ids, rows_per_step=length)
+                if self.subject.temperature != 1:
+                    logits = logits / np.float32(self.subject.temperature)
+                yield bf16_scores(logits, ids) if self.subject.logprobs == "bf16" else logits
 
     @contextmanager
     def tapping(self, ids: Sequence[int]) -> Iterator[Tap]:
@@ -150,6 +172,7 @@ class Opened:
                     kv_format=subject.kv,
                     dtype=subject.dtype,
                     device=subject.device,
+                    numerics=subject,
                 )
             )
         return closing(
@@ -204,4 +227,9 @@ def _value(key: str, value: str) -> object:
         if value not in ("0", "1"):
             raise InvalidRequestError(f"fused={value!r} is not known.", "Use 0 or 1.")
         return value == "1"
+    if key == "temperature":
+        try:
+            return float(value)
+        except ValueError:
+            raise InvalidRequestError(f"temperature={value!r} is no number.", "Write temperature=0.7.") from None
     return value

@@ -201,3 +201,44 @@ def test_weights_in_a_scheme(model):
     for wrong in ({"weights": "int4-g32", "only": "nothing"}, {"only": "layers.*"}, {"weights": "int3"}):
         with pytest.raises(InvalidRequestError):
             open_subject(replace(a, **wrong))
+
+
+def test_each_way_of_computing_is_a_cause_of_its_own(model):
+    a = Subject(model=model, executor="torch", kv="f32")
+    b = replace(a, rope="bf16", norm="bf16", residual="add", inputs="int8-channel", inputs_of="layers.1.*")
+    found = compared(a, b, by_cause=True)
+    causes = {cause.name: cause for cause in found.causes}
+    assert causes.keys() == {"rope", "norm", "residual", "inputs"}
+    assert all(cause.left < found.divergence.logprob_delta_mean * 1.5 for cause in causes.values())
+    assert (causes["inputs"].a, causes["inputs"].b) == ("exact", "int8-channel of layers.1.*")
+    assert found.first == "layers.0.attn_norm"
+    own = {node.op for node in found.nodes if node.own > 1e-4}
+    assert own == {"rms_norm", "rope", "add", "linear"}
+    (cause,) = compared(a, replace(a, norm="bf16"), by_cause=True).causes
+    assert (cause.left, cause.explains) == (0.0, 1.0)
+
+
+def test_numerics_go_with_their_executor(model):
+    native, b = Subject(model=model, kv="f32"), Subject(model=model, executor="torch", kv="f32")
+    (cause,) = compared(native, replace(b, rope="bf16"), by_cause=True).causes
+    assert (cause.name, cause.left) == ("executor", 0.0)
+    (cause,) = compared(replace(b, rope="bf16"), native, by_cause=True).causes
+    assert (cause.name, cause.left) == ("executor", 0.0)
+    with pytest.raises(InvalidRequestError, match="torch executor"):
+        subject_named(f"{model}?rope=bf16")
+
+
+def test_what_is_done_to_logits_afterwards_is_a_cause(model):
+    a = Subject(model=model, kv="f32")
+    coarse = compared(a, replace(a, logprobs="bf16"), by_cause=True)
+    assert np.isnan(coarse.divergence.kl_mean)
+    assert 1e-4 < coarse.divergence.logprob_delta_mean < 0.1
+    assert coarse.causes[0].left == 0
+    warm = compared(a, subject_named(f"{model}?kv=f32&temperature=0.7"), by_cause=True)
+    assert warm.divergence.top1_agreement == 1
+    assert warm.divergence.kl_mean > 1e-3
+    (cause,) = warm.causes
+    assert (cause.name, cause.a, cause.b, cause.left) == ("temperature", "1.0", "0.7", 0.0)
+    for wrong in ("x?temperature=0", "x?temperature=hot", "x?logprobs=f16"):
+        with pytest.raises(InvalidRequestError):
+            subject_named(wrong)
