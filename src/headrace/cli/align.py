@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--causes", action="store_true", help="take back one difference after the other")
     parser.add_argument("--ladder", action="store_true", help="A alone: its precisions, one by one and together")
     parser.add_argument("--map", metavar="FORMAT", help="A alone: what each matrix by itself in a format costs")
+    parser.add_argument(
+        "--of", choices=("weights", "inputs"), help="of the map: matrices (the default), or what each of them reads"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the map")
     parser.add_argument("--budget", metavar="LIMITS", help="exit with 1 beyond these: kl<0.01,dlogprob_p99<0.1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
@@ -42,6 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequestError("A ladder or a map has no causes, budget, JSON or HTML.", "Leave them out.")
     if args.svg is not None and args.map is None:
         raise InvalidRequestError("--svg draws a map.", "Give --map FORMAT too, or --html FILE for a comparison.")
+    if args.of is not None and args.map is None:
+        raise InvalidRequestError("--of says what a map is of.", "Give --map FORMAT too.")
     budget = _budget(args.budget)
     if args.length < 2:
         raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
@@ -85,7 +90,7 @@ def _alone(args: argparse.Namespace, model: str, tokens: list[list[int]]) -> Non
             top1 = f"{100 * d.top1_agreement:.2f} %"
             print(f"{title:24}{d.kl_mean:10.2e}{d.kl_p99:10.2e}{d.logprob_delta_mean:13.4f}{top1:>12}")
         return
-    made = sensitivity(model, args.map, tokens, progress=progress)
+    made = sensitivity(model, args.map, tokens, part=args.of or "weights", progress=progress)
     status()
     print("layer" + "".join(f"{kind:>11}" for kind in made.kinds))
     for layer, row in enumerate(made.kl):

@@ -169,15 +169,23 @@ def test_the_ladder_and_the_map(tmp_path, capsys):
     lines = {line[:24].strip(): line[24:].split() for line in capsys.readouterr().out.splitlines()[1:]}
     kl = {title: float(cells[0]) for title, cells in lines.items()}
     assert 0 < kl["activations int16"] < kl["activations int8"]
-    assert 0 < kl["KV bf16"] < kl["KV int8"]
+    assert 0 < kl["KV bf16"] < kl["KV int8"] < kl["KV int4"]
+    assert kl["KV bf16"] < kl["KV fp8"] < kl["KV int4"]
+    assert 0 < kl["inputs int8 by token"] < kl["inputs fp8 by token"] < kl["inputs int4-g32"] < 2 * kl["W4A4, KV int4"]
     assert 0 < kl["weights int8-g32"] < kl["weights int4-g32"] < 2 * kl["W4A16, KV bf16"]
     assert main(["align", model, "--map", "int4-g32", "--svg", str(tmp_path / "map.svg"), *few]) == 0
     shown = capsys.readouterr().out.splitlines()
     assert shown[0].split() == ["layer", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down"]
     assert len(shown) == 3
     assert (tmp_path / "map.svg").read_text().count("<rect") == 15
+    assert main(["align", model, "--map", "int4-g32", "--of", "inputs", "--svg", str(tmp_path / "in.svg"), *few]) == 0
+    rows = [[float(cell) for cell in line.split()[1:]] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert len(rows) == 2
+    assert all(cell > 0 for row in rows for cell in row)
+    assert "what one matrix reads" in (tmp_path / "in.svg").read_text()
     for wrong in (
         [],
+        ["--ladder", "--of", "inputs"],
         ["native", "--ladder"],
         ["--map", "int3-g32"],
         ["--ladder", "--budget", "kl<1"],
