@@ -1,6 +1,7 @@
 """Two subjects over one tiny model: what is equal is found equal, what is planted is found where it was planted."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from headrace.align import alignment, report
 from headrace.align.alignment import align, token_windows
 from headrace.align.sides import side_named
 from headrace.align.subjects import Subject, open_subject, subject_named
-from headrace.base.errors import InvalidRequestError
+from headrace.base.errors import InvalidRequestError, MissingDependencyError
 from headrace.cli.main import main
 from headrace.numerics.tensor import RawTensor
 from tests.support.tiny_model import write_model
@@ -250,3 +251,9 @@ def test_what_is_done_to_logits_afterwards_is_a_cause(model):
     for wrong in ("x?temperature=0", "x?temperature=hot", "x?logprobs=f16"):
         with pytest.raises(InvalidRequestError):
             subject_named(wrong)
+
+
+def test_a_side_of_transformers_without_transformers_says_so(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(MissingDependencyError, match="transformers"):
+        compared(side_named(f"hf:{model}"), Subject(model=model))
