@@ -13,7 +13,7 @@ ROWS_PER_STEP = 64
 """Tokens of a step, all of them sampled, unless another number is asked for: what executors sample by default."""
 
 _GREEDY = SampleRow(SamplingParams(temperature=0.0), seed=0, index=0)
-_CERTAIN = 100.0  # the largest bias there is; a logit further down than that is said
+_SCORED = SamplingParams(temperature=0.0, logprobs=0)
 
 
 def forced_values(
@@ -67,10 +67,7 @@ def forced_logprobs(
         raise InvalidRequestError(
             f"Of {len(ids)} tokens none from {begin} on follows another.", "Give at least two, and a place behind one."
         )
-    rows = [
-        SampleRow(SamplingParams(temperature=0.0, logprobs=0, logit_bias={token: _CERTAIN}), seed=0, index=0)
-        for token in ids[begin:].tolist()
-    ]
+    rows = [SampleRow(_SCORED.forcing(token), seed=0, index=0) for token in ids[begin:].tolist()]
     results = [executor.execute(step) for step in _steps(executor, ids[:-1], tuple(rows), (), rows_per_step)]
     chosen = np.concatenate([result.token_ids for result in results])
     assert np.array_equal(chosen, ids[begin:]), "a biased token was not chosen"

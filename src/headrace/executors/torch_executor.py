@@ -20,7 +20,8 @@ from headrace.engine.step import Float32, Step, StepResult
 from headrace.executors import sampler
 from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.torch_device import torch_device
-from headrace.executors.torch_ops import REFERENCE_OPS, Batch, Call, KVCache
+from headrace.executors.torch_numerics import Numerics, ops_with
+from headrace.executors.torch_ops import Batch, Call, KVCache
 from headrace.graph.ir import Graph
 from headrace.graph.ops import validate
 from headrace.numerics.tensor import RawTensor
@@ -39,6 +40,7 @@ class TorchExecutor:
         block_size: tokens per block.
         kv_format: one of `kv_layout.KV_FORMATS`; keys and values are rounded to it when they are appended.
         dtype: a key of `DTYPES`: of the weights and of the activations between nodes.
+        numerics: how ops are computed if not as the reference does.
         device: as torch names it; one that it cannot use is an InvalidRequestError.
     """
 
@@ -52,6 +54,7 @@ class TorchExecutor:
         kv_format: str = "f32",
         dtype: str = "float32",
         device: str = "cpu",
+        numerics: Numerics | None = None,
     ) -> None:
         if kv_format not in KV_FORMATS:
             raise InvalidRequestError(f"kv_format {kv_format!r} is unknown.", f"Use one of {KV_FORMATS}.")
@@ -62,6 +65,7 @@ class TorchExecutor:
         self.num_blocks = num_blocks
         self.vocab_size = graph.node(graph.output).features
         self._graph = graph
+        self._ops = ops_with(numerics or Numerics(), graph.output)
         self._device = torch_device(device)
         self._dead_after = _dead_after(graph)
         self._dtype = DTYPES[dtype]
@@ -105,7 +109,7 @@ class TorchExecutor:
         for node in self._graph.nodes:
             inputs = [live[name] for name in node.inputs]
             params = [self._params[name] for name in node.params]
-            live[node.name] = REFERENCE_OPS[node.op](Call(node, inputs, params, batch))
+            live[node.name] = self._ops[node.op](Call(node, inputs, params, batch))
             if node.name in wanted:
                 kept[node.name] = live[node.name].to("cpu", torch.float32).contiguous().numpy()
             for name in self._dead_after[node.name]:

@@ -171,12 +171,25 @@ def glu(call: Call) -> Tensor:
 
 def rope(call: Call) -> Tensor:
     """Rotary position embedding (arXiv:2104.09864), "half" layout; the features after `rotary_dim` pass through."""
+    return rotate(call, *rotation(call))
+
+
+def rotation(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by which a `rope` node turns, each ``[t, rotary_dim / 2]`` in `dtype`.
+
+    In float64, since at long positions a float32 product would already be off by 1e-3 radians.
+    """
     table = call.node.rope()
-    # Angles in float64: at long positions a float32 product would already be off by 1e-3 radians.
-    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=call.batch.positions.device)
-    angles_tf = call.batch.positions[:, None].double() * inv_freq
+    inv_freq = torch.tensor(table.inv_freq, dtype=dtype, device=call.batch.positions.device)
+    angles_tf = call.batch.positions[:, None].to(dtype) * inv_freq
+    return torch.cos(angles_tf) * table.scale, torch.sin(angles_tf) * table.scale
+
+
+def rotate(call: Call, cos_tf: Tensor, sin_tf: Tensor) -> Tensor:
+    """What `rope` makes with given cosines and sines."""
+    table = call.node.rope()
     x_thd = _split(_at_least_f32(call.inputs[0]), call.node.integer("head_dim"))
-    cos, sin = ((fn(angles_tf) * table.scale)[:, None].to(x_thd.dtype) for fn in (torch.cos, torch.sin))
+    cos, sin = (factor[:, None].to(x_thd.dtype) for factor in (cos_tf, sin_tf))
     half = table.rotary_dim // 2
     first, second, rest = torch.split(x_thd, [half, half, x_thd.shape[-1] - 2 * half], dim=-1)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
