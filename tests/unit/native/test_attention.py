@@ -8,7 +8,7 @@ from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import NativeExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph
-from headrace.numerics.int8 import dequantize_int8, quantize_int8
+from headrace.numerics.kv_cache import SCALED_FORMATS, round_heads, widen_heads
 from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
 from tests.support.stepping import Stepper
 from tests.support.tiny_llama import random_weights
@@ -41,13 +41,20 @@ def reference(q, k, v, heads: int, kv_heads: int, dim: int, window: int):
     return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v_thd).reshape(tokens, -1)
 
 
-def as_cached(x: np.ndarray, kv_format: str, dim: int) -> np.ndarray:
+def as_cached(x: np.ndarray, kv_format: str, dim: int, *, keys: bool) -> np.ndarray:
     """Keys or values [T, kv_heads * dim] as the cache gives them back."""
     if kv_format == "bf16":
         return bf16_to_f32(f32_to_bf16(np.ascontiguousarray(x)))
-    if kv_format == "int8":
-        return dequantize_int8(*quantize_int8(x.reshape(len(x), -1, dim))).reshape(x.shape)
+    if kv_format in SCALED_FORMATS:
+        heads = round_heads(x.reshape(len(x), -1, dim), kv_format, keys=keys)
+        return widen_heads(heads, kv_format, keys=keys).reshape(x.shape)
     return x
+
+
+def tolerances(kv_format: str) -> dict[str, float]:
+    """Of what attention gives, against exact arithmetic over the cached values: integers meet queries and weights that
+    are rounded to 16 bits."""
+    return {"rtol": 3e-4, "atol": 3e-4} if kv_format in ("int8", "int4") else {"rtol": 1e-5, "atol": 3e-6}
 
 
 def run(graph: Graph, tokens: list[int], chunks: list[int], **options) -> dict[str, np.ndarray]:
@@ -101,10 +108,9 @@ def test_equals_softmax_over_all_keys(isa, kv_format, heads, kv_heads, dim, wind
     got = run(
         one_attention(heads, kv_heads, dim, window), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size
     )
-    k, v = (as_cached(got[x], kv_format, dim) for x in "kv")
-    np.testing.assert_allclose(
-        got["attn"], reference(got["q"], k, v, heads, kv_heads, dim, window), rtol=1e-5, atol=3e-6
-    )
+    k, v = (as_cached(got[x], kv_format, dim, keys=x == "k") for x in "kv")
+    expected = reference(got["q"], k, v, heads, kv_heads, dim, window)
+    np.testing.assert_allclose(got["attn"], expected, **tolerances(kv_format))
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -113,7 +119,7 @@ def test_the_cache_holds_what_the_rounding_rule_says(isa, kv_format) -> None:
     """A query that sees its own token alone gets that token's value back, bit for bit."""
     for dim, block_size in ((64, 16), (40, 16), (7, 3)):
         got = run(one_attention(4, 2, dim, 1), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size)
-        values = as_cached(got["v"], kv_format, dim).reshape(90, 2, dim)
+        values = as_cached(got["v"], kv_format, dim, keys=False).reshape(90, 2, dim)
         np.testing.assert_array_equal(got["attn"], np.repeat(values, 2, axis=1).reshape(90, -1))
 
 
@@ -130,7 +136,7 @@ def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, dim, window)
             np.testing.assert_array_equal(got, whole)
 
 
-@pytest.mark.parametrize("kv_format", ["bf16", "int8"])
+@pytest.mark.parametrize("kv_format", ["bf16", "fp8", "int8", "int4"])
 @pytest.mark.parametrize("window", [0, 700])
 def test_splits_of_long_contexts_join_to_the_same_bits(window, kv_format) -> None:
     """Few rows, of one sequence or several, hand their splits to different threads; prefill takes them in a row."""
@@ -139,6 +145,6 @@ def test_splits_of_long_contexts_join_to_the_same_bits(window, kv_format) -> Non
     whole = run(graph, tokens, [1300], num_threads=1, kv_format=kv_format)
     chunked = run(graph, tokens, [1280, 5, 5] + [1] * 10, num_threads=3, kv_format=kv_format)
     np.testing.assert_array_equal(chunked["attn"], whole["attn"])
-    k, v = (as_cached(whole[x], kv_format, 16) for x in "kv")
+    k, v = (as_cached(whole[x], kv_format, 16, keys=x == "k") for x in "kv")
     expected = reference(whole["q"], k, v, 4, 2, 16, window)
-    np.testing.assert_allclose(whole["attn"], expected, rtol=1e-5, atol=3e-6)
+    np.testing.assert_allclose(whole["attn"], expected, **tolerances(kv_format))
