@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 
 from headrace.graph.ir import KVLayer
-from headrace.numerics.kv_cache import scales_per_head
+from headrace.numerics.kv_formats import BITS_PER_VALUE, KV_FORMATS, scales_per_head
 
-BITS_PER_VALUE = {"f32": 32, "bf16": 16, "fp8": 8, "int8": 8, "int4": 4}
-KV_FORMATS = tuple(BITS_PER_VALUE)
 PAIRED = ("int8", "int4")
 """Formats whose features and tokens lie in pairs: an odd number of either is rounded up."""
 _SCALE_BYTES = 4

@@ -18,10 +18,9 @@ import numpy.typing as npt
 from headrace.numerics.float8 import E4M3_MAX, e4m3_to_f32, f32_to_e4m3
 from headrace.numerics.hadamard import rotate
 from headrace.numerics.int8 import dequantize_int8, quantize_int8
+from headrace.numerics.kv_formats import INT4_GROUP
 from headrace.numerics.rounding import Float32, bf16_to_f32, f32_to_bf16, nearest_multiples, quotients
 
-SCALED_FORMATS = ("fp8", "int8", "int4")
-INT4_GROUP = 32
 _INT4_LARGEST = np.float32(15)
 
 
@@ -40,13 +39,8 @@ class RoundedHeads:
     lowest: Float32 | None = None
 
 
-def scales_per_head(kv_format: str, head_dim: int) -> int:
-    """Scales, of four bytes each, that one head of one token takes; 0 in a format that has none."""
-    return -(-head_dim // INT4_GROUP) if kv_format == "int4" else int(kv_format in SCALED_FORMATS)
-
-
 def round_heads(values: Float32, kv_format: str, *, keys: bool) -> RoundedHeads:
-    """Round heads, float32 ``[..., head_dim]``, to one of `SCALED_FORMATS`."""
+    """Round heads, float32 ``[..., head_dim]``, to one of `kv_formats.SCALED_FORMATS`."""
     match kv_format:
         case "fp8":
             return _round_fp8(values)
@@ -64,7 +58,8 @@ def widen_heads(heads: RoundedHeads, kv_format: str, *, keys: bool) -> Float32:
             return e4m3_to_f32(heads.codes.view(np.uint8)) * heads.scales
         case "int8":
             return dequantize_int8(heads.codes.view(np.int8), heads.scales[..., 0])
-    assert kv_format == "int4" and heads.lowest is not None, f"{kv_format} has no scales"
+    assert kv_format == "int4", f"{kv_format} has no scales"
+    assert heads.lowest is not None, "int4 has lowest values"
     head_dim = heads.codes.shape[-1]
     scales, lowest = (np.repeat(x, INT4_GROUP, axis=-1)[..., :head_dim] for x in (heads.scales, heads.lowest))
     values = heads.codes.astype(np.float32) * scales + lowest

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from headrace._native import available_isas
-from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import NativeExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph
-from headrace.numerics.kv_cache import SCALED_FORMATS, round_heads, widen_heads
+from headrace.numerics.kv_cache import round_heads, widen_heads
+from headrace.numerics.kv_formats import KV_FORMATS, SCALED_FORMATS
 from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
 from tests.support.stepping import Stepper
 from tests.support.tiny_llama import random_weights
