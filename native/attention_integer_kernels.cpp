@@ -51,7 +51,7 @@ struct IntegerQueries : Queries {
       return part;
     };
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    codes = reinterpret_cast<int32_t*>(take(padded * dim / 2));
+    codes = reinterpret_cast<int32_t*>(take(batched() * dim / 2));
     steps = take(padded);
     code_sums = take(groups * padded);
     weights = reinterpret_cast<int16_t*>(take(int64_t{count} * groups * kTileKeys / 2));
@@ -61,35 +61,34 @@ struct IntegerQueries : Queries {
   }
 };
 
-// Round the queries that were gathered to 16 bits.
+// Round query i to 16 bits of its largest feature.
 template <typename Codes>
-void round_queries(const IntegerQueries& queries) {
-  const int32_t group = static_cast<int32_t>(Codes::group(queries.dim));
-  for (int32_t i = 0; i < queries.count; ++i) {
-    const int64_t batch = i / kBatch * kBatch * queries.dim;
-    const float* q = queries.q + batch + i % kBatch;
-    int32_t* pairs = queries.codes + batch / 2 + i % kBatch;
-    float peak = 0.0f;
-    bool finite = true;
-    for (int64_t d = 0; d < queries.dim; ++d) {
-      const float size = __builtin_fabsf(q[d * kBatch]);
-      peak = size > peak ? size : peak;
-      finite &= size <= 3.402823466e+38f;
-    }
-    const bool usable = finite && peak > kSmallest;
-    const float factor = usable ? kUnit / peak : 0.0f;
-    queries.steps[i] = !finite ? __builtin_nanf("") : usable ? peak / kUnit : 0.0f;
+void round_query(const AttentionShape& shape, const IntegerQueries& queries, int32_t i, const float* source) {
+  const int64_t dim = queries.dim;
+  float* features = queries.q;  // nothing else needs that place
+  for (int64_t d = 0; d < dim; ++d) features[d] = d < shape.head_dim ? source[d] : 0.0f;
+  if (Codes::kRotated) rotate_head(features, shape.head_dim, features + dim);
+  f32x16 largest = {}, damage = {};
+  for (int64_t d = 0; d < dim; d += kLanes) {
+    const f32x16 x = load(features + d);
+    largest = max(largest, max(x, -x));
+    damage = damage + x * 0.0f;
+  }
+  const float peak = max(largest);
+  const bool usable = peak > kSmallest, damaged = !(sum(damage) == 0.0f);
+  const float factor = usable && !damaged ? kUnit / peak : 0.0f;
+  queries.steps[i] = damaged ? __builtin_nanf("") : usable ? peak / kUnit * (shape.scale * kLog2e) : 0.0f;
+
+  int16_t* codes = reinterpret_cast<int16_t*>(features + dim);
+  for (int64_t d = 0; d < dim; d += kLanes)
+    store_low16(codes + d, bits_as<i32x16>(load(features + d) * factor + kRound));
+  int32_t* pairs = queries.codes + i / kBatch * kBatch * dim / 2 + i % kBatch;
+  for (int64_t d = 0; d < dim; d += 2) __builtin_memcpy(pairs + d / 2 * kBatch, codes + d, sizeof *pairs);
+  if constexpr (Codes::kHasLowest) {
     for (int32_t g = 0; g < queries.groups; ++g) {
-      const int64_t begin = int64_t{g} * group, end = begin + group < queries.dim ? begin + group : queries.dim;
+      const int64_t begin = int64_t{g} * kInt4Group, end = begin + kInt4Group < dim ? begin + kInt4Group : dim;
       int32_t sum = 0;
-      for (int64_t d = begin; d < end; d += 2) {
-        const auto code = [&](int64_t at) {
-          return usable ? static_cast<int32_t>((q[at * kBatch] * factor + kRound) - kRound) : 0;
-        };
-        const int32_t first = code(d), second = code(d + 1);
-        sum += first + second;
-        pairs[d / 2 * kBatch] = static_cast<int32_t>(static_cast<uint32_t>(second) << 16 | (first & 0xFFFF));
-      }
+      for (int64_t d = begin; d < end; ++d) sum += codes[d];
       queries.code_sums[g * queries.count + i] = static_cast<float>(sum);
     }
   }
@@ -355,10 +354,8 @@ template <typename Codes>
 void attend_as(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   const IntegerQueries queries(shape, task, scratch);
   const bool aligned = shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
-  gather_queries(shape, task, queries, [&](float* head) {
-    if (Codes::kRotated) rotate_head(head, shape.head_dim);
-  });
-  round_queries<Codes>(queries);
+  each_query(shape, task, queries,
+             [&](int32_t i, const float* features) { round_query<Codes>(shape, queries, i, features); });
   const auto tile_at = [&](int32_t begin, int32_t end) {
     attend_tile<Codes>(queries,
                        aligned ? tile_in_place<Codes>(shape, layer, task, queries, begin, end)

@@ -146,11 +146,21 @@ void gather_values(const AttentionShape& shape, const KvLayer& layer, const Atte
   }
 }
 
+// Scaled features, those of a batch side by side, padded with zeros.
+void gather_queries(const AttentionShape& shape, const AttentionTask& task, const Queries& queries) {
+  const float factor = shape.scale * kLog2e;
+  each_query(shape, task, queries, [&](int32_t i, const float* features) {
+    float* q = queries.q + i / kBatch * kBatch * queries.dim + i % kBatch;
+    for (int32_t d = 0; d < shape.head_dim; ++d) q[d * kBatch] = features[d] * factor;
+    for (int64_t d = shape.head_dim; d < queries.dim; ++d) q[d * kBatch] = 0.0f;
+  });
+}
+
 template <typename T>
 void attend_as(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   const Queries queries(shape, task, scratch);
   const bool aligned = shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
-  gather_queries(shape, task, queries, [](float*) {});
+  gather_queries(shape, task, queries);
   const auto tile_at = [&](int32_t begin, int32_t end) {
     if (!aligned) {
       gather_keys<T>(shape, layer, task, queries, begin, end);

@@ -19,7 +19,7 @@ int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 struct Queries {
   int64_t dim, stride;
   int32_t count, group, first_position, window;
-  float* q;  // [batch][dim][kBatch], scaled
+  float* q;  // [batch][dim][kBatch]
   float* state;
   float* joined;                      // state of the splits before
   float *maxima, *decays, *subtract;  // [count] padded to 16: highest score so far; of the tile: factor, and offset
@@ -41,7 +41,7 @@ struct Queries {
       return part;
     };
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    q = take((count + kBatch - 1) / kBatch * kBatch * dim);
+    q = take(batched() * dim);
     state = take(count * stride);
     joined = take(count * stride);
     maxima = take(padded);
@@ -54,6 +54,8 @@ struct Queries {
     end = scratch;
   }
 
+  // Queries of whole batches.
+  int64_t batched() const { return (int64_t{count} + kBatch - 1) / kBatch * kBatch; }
   int32_t position(int32_t i) const { return first_position + i / group; }
   int32_t first_key(int32_t i) const { return window > 0 && position(i) >= window ? position(i) - window + 1 : 0; }
   // Positions of the tile at `begin` that query i sees: [low, high), nothing if low >= high.
@@ -164,24 +166,18 @@ void finish(const float* state, int64_t dim, int32_t head_dim, float* out) {
   if (d < head_dim) store_part(out + d, load_part(state + d, head_dim - d) * factor, head_dim - d);
 }
 
-// Scaled copies of the queries' features, turned to their positions, those of a batch side by side, padded with zeros.
-// `change` may do more to a head.
-template <typename Change>
-void gather_queries(const AttentionShape& shape, const AttentionTask& task, const Queries& queries, Change change) {
-  const float factor = shape.scale * kLog2e;
+// The features of each query, turned to its position: `take(i, features)`.
+template <typename Take>
+void each_query(const AttentionShape& shape, const AttentionTask& task, const Queries& queries, Take take) {
   for (int32_t i = 0; i < queries.count; ++i) {
     const int64_t head = int64_t{task.kv_head} * queries.group + i % queries.group;
     const float* source = task.q + i / queries.group * task.ldq + head * shape.head_dim;
     if (task.cos) {
       const int64_t angle = i / queries.group * (task.rotary_dim / 2);
       rope(source, 1, shape.head_dim, task.rotary_dim, task.cos + angle, task.sin + angle, queries.copy);
-    } else {
-      __builtin_memcpy(queries.copy, source, shape.head_dim * sizeof(float));
+      source = queries.copy;
     }
-    change(queries.copy);
-    float* q = queries.q + i / kBatch * kBatch * queries.dim + i % kBatch;
-    for (int32_t d = 0; d < shape.head_dim; ++d) q[d * kBatch] = queries.copy[d] * factor;
-    for (int64_t d = shape.head_dim; d < queries.dim; ++d) q[d * kBatch] = 0.0f;
+    take(i, source);
   }
 }
 

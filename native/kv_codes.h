@@ -43,19 +43,25 @@ struct Int4Codes {
   }
 };
 
-// headrace.numerics.hadamard.rotate of one head, in place, bit for bit.
-inline void rotate_head(float* x, int32_t dim) {
-  const int32_t size = dim & -dim;  // the largest power of two that divides it
-  for (int32_t half = 1; half < size; half *= 2) {
-    for (int32_t i = 0; i < dim; ++i) {
-      if (i & half) continue;
-      const float a = x[i], b = x[i + half];
-      x[i] = a + b;
-      x[i + half] = a - b;
-    }
-  }
+// headrace.numerics.hadamard.rotate of one head, in place, bit for bit; `other` holds as many. Each pass adds and
+// subtracts the two halves and puts the results side by side, so that all passes are alike (Pease's constant geometry).
+inline void rotate_head(float* x, int32_t dim, float* other) {
+  const int32_t size = dim & -dim, half = size / 2;  // the largest power of two that divides it
   const float factor = static_cast<float>(1.0 / __builtin_sqrt(static_cast<double>(size)));
-  for (int32_t i = 0; i < dim; ++i) x[i] *= factor;
+  for (float* end = x + dim; x < end; x += size) {
+    float *from = x, *to = other;
+    for (int32_t pass = 1; pass < size; pass *= 2) {
+      for (int32_t i = 0; i < half; ++i) {
+        const float a = from[i], b = from[i + half];
+        to[2 * i] = a + b;
+        to[2 * i + 1] = a - b;
+      }
+      float* const next = from;
+      from = to;
+      to = next;
+    }
+    for (int32_t i = 0; i < size; ++i) x[i] = from[i] * factor;
+  }
 }
 
 }  // namespace

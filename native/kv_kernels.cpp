@@ -126,14 +126,14 @@ void write_codes(const AttentionShape& shape, const KvLayer& layer, int32_t bloc
   const int64_t head_bytes = kv_head_bytes(shape.format, dim, shape.block_size);
   const int64_t head_scales = kv_scales(shape.format, dim) * shape.block_size;
   const int64_t at = block * layer.block_bytes;
-  float rotated[kMaxIntegerHeadDim];
+  float rotated[2 * kMaxIntegerHeadDim];
   uint32_t* key_scales = reinterpret_cast<uint32_t*>(layer.key_scales + at) + offset;
   uint32_t* value_scales = reinterpret_cast<uint32_t*>(layer.value_scales + at) + offset;
   for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
     const float* key = k + head * dim;
     if (Codes::kRotated) {
       __builtin_memcpy(rotated, key, dim * sizeof(float));
-      rotate_head(rotated, dim);
+      rotate_head(rotated, dim, rotated + dim);
       key = rotated;
     }
     write_head<Codes>(shape, key, layer.keys + at + head * head_bytes, key_scales + head * head_scales,

@@ -125,10 +125,10 @@ def test_the_cache_holds_what_the_rounding_rule_says(isa, kv_format) -> None:
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("kv_format", KV_FORMATS)
-@pytest.mark.parametrize(("dim", "window"), [(16, 0), (16, 20), (80, 0)])
-def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, dim, window) -> None:
+@pytest.mark.parametrize(("heads", "dim", "window"), [(9, 16, 0), (9, 16, 20), (9, 80, 0), (42, 16, 0)])
+def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, heads, dim, window) -> None:
     """Few rows read the cache in place, many read a widened copy; a batch of queries has one to six."""
-    graph = one_attention(9, 3, dim, window)
+    graph = one_attention(heads, 3, dim, window)
     whole = run(graph, TOKENS, [90], isa=isa, kv_format=kv_format)["attn"]
     for chunks in ([1] * 90, [2] * 45, [33, 1, 1, 20, 35], [64, 26]):
         for num_threads in (1, 3):
