@@ -131,7 +131,7 @@ void soften(const Queries& queries, int32_t begin) {
     for (int g = 0; g < kTileVectors; ++g) {
       f32x16 w = exp2(load(weights + g * kLanes) - subtract);
       total = total + w;
-      if (kScaled) w = w * load(queries.value_scales + g * kLanes);
+      if (kScaled) w = select(w == f32x16{}, f32x16{}, w * load(queries.value_scales + g * kLanes));  // unseen
       store(weights + g * kLanes, w);
     }
     store(sums, load(sums) * queries.decays[i] + total);

@@ -218,27 +218,43 @@ HEADRACE_INLINE void store(Lane<V>* p, V v) {
 }
 
 // Lanes of two 16-bit integers each: sixteen pairs of neighbouring 8-bit integers, sign-extended,
-HEADRACE_INLINE i32x16 load_pairs(const int8_t* p) {
+template <typename V = i32x16>
+HEADRACE_INLINE V load_pairs(const int8_t* p) {
+  if constexpr (is_two<V>) {
+    return {load_pairs<decltype(V::a)>(p), load_pairs<decltype(V::b)>(p + sizeof(V) / 4)};
+  } else {
 #if defined(__AVX512F__)
-  return (i32x16)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+    return (V)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
 #elif defined(__AVX2__)
-  using Half = decltype(i32x16::a);
-  return {(Half)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p)),
-          (Half)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)(p + 16)))};
+    return (V)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__SSE2__)
+    const __m128i bytes = _mm_loadl_epi64((const __m128i*)p);
+    return (V)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
 #else
-  const i32x16 both = load_lanes<i32x16>(reinterpret_cast<const int16_t*>(p));
-  return ((both << 24 >> 24) & 0xFFFF) | (both >> 8 << 16);
+    const V both = load_register<V>(reinterpret_cast<const int16_t*>(p));
+    return ((both << 24 >> 24) & 0xFFFF) | (both >> 8 << 16);
 #endif
+  }
 }
 
 // or sixteen bytes of two integers in four bits, the first in the lower half.
-HEADRACE_INLINE i32x16 load_nibble_pairs(const uint8_t* p) {
+template <typename V = i32x16>
+HEADRACE_INLINE V load_nibble_pairs(const uint8_t* p) {
+  if constexpr (is_two<V>) {
+    return {load_nibble_pairs<decltype(V::a)>(p), load_nibble_pairs<decltype(V::b)>(p + sizeof(V) / 8)};
+  } else {
 #if defined(__AVX512F__)
-  const i32x16 bytes = (i32x16)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+    const V bytes = (V)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    const V bytes = (V)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128(), four = _mm_loadu_si32(p);
+    const V bytes = (V)_mm_unpacklo_epi16(_mm_unpacklo_epi8(four, zero), zero);
 #else
-  const i32x16 bytes = load_lanes<i32x16>(p);
+    const V bytes = load_register<V>(p);
 #endif
-  return (bytes | bytes << 12) & 0x000F000F;
+    return (bytes | bytes << 12) & 0x000F000F;
+  }
 }
 
 // acc + the products of the two 16-bit integers of each lane of a with those of b. Exact while it fits in a lane.

@@ -15,8 +15,8 @@ def rotate(values: Float32) -> Float32:
     """Each run along the last axis times Sylvester's Hadamard matrix, divided by the root of its size.
 
     The size is the largest power of two that divides the run; a longer run is several, each by itself. Additions in
-    float32, of halves, then of quarters, ...: the same bits wherever they are computed. Applied twice it gives back the values,
-    to rounding.
+    float32, of halves, then of quarters, ...: the same bits wherever they are computed. Applied twice it gives back
+    the values, to rounding.
 
     Args:
         values: float32 ``[..., n]``.

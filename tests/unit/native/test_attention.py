@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from headrace._native import available_isas
+from headrace.base.errors import ExecutorError
 from headrace.executors.native import NativeExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph
 from headrace.numerics.kv_cache import round_heads, widen_heads
 from headrace.numerics.kv_formats import KV_FORMATS, SCALED_FORMATS
 from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
+from headrace.numerics.tensor import RawTensor
 from tests.support.stepping import Stepper
 from tests.support.tiny_llama import random_weights
 
@@ -148,3 +150,34 @@ def test_splits_of_long_contexts_join_to_the_same_bits(window, kv_format) -> Non
     k, v = (as_cached(whole[x], kv_format, 16, keys=x == "k") for x in "kv")
     expected = reference(whole["q"], k, v, 4, 2, 16, window)
     np.testing.assert_allclose(whole["attn"], expected, **tolerances(kv_format))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("kv_format", SCALED_FORMATS)
+@pytest.mark.parametrize("damaged", ["k", "v"])
+def test_a_damaged_key_or_value_shows(isa, kv_format, damaged) -> None:
+    """One token's key (or value) overflows: rows that see it are NaN in that KV head, rows before it are not."""
+    graph = one_attention(4, 2, 32, 0)
+    weights = dict(random_weights(graph, seed=3))
+    embed, matrix = (weights[f"{name}.weight"].to_f32().copy() for name in ("embed", damaged))
+    embed[:, 0] = np.where(np.arange(VOCAB) == 5, np.float32(10), np.float32(0))
+    matrix[:, 0] = 0
+    matrix[3, 0] = 3e38  # a feature of the first KV head
+    weights |= {"embed.weight": RawTensor.from_f32(embed), f"{damaged}.weight": RawTensor.from_f32(matrix)}
+    for name in {"q", "k", "v"} - {damaged}:
+        clean = weights[f"{name}.weight"].to_f32().copy()
+        clean[:, 0] = 0
+        weights[f"{name}.weight"] = RawTensor.from_f32(clean)
+    executor = NativeExecutor(graph, weights, num_blocks=8, isa=isa, kv_format=kv_format, max_model_len=64)
+    tokens = [t for t in TOKENS if t != 5][:40]
+    tokens[20] = 5
+    got = Stepper(executor).run({"a": tokens}, sampled=0, taps=("attn",)).taps["attn"].reshape(40, 4, 32)
+    executor.close()
+    assert np.isfinite(got[:20]).all()
+    assert np.isnan(got[20:, :2]).all()
+    assert np.isfinite(got[20:, 2:]).all()
+
+
+def test_a_head_too_large_for_exact_sums_is_named() -> None:
+    with pytest.raises(ExecutorError, match="1024"):
+        NativeExecutor(graph := one_attention(1, 1, 1040, 0), random_weights(graph), num_blocks=1, kv_format="int8")
