@@ -163,8 +163,15 @@ AttentionShape shape_of(const Runtime& runtime, int32_t num_heads, int32_t num_k
 }
 
 KvFormat kv_format_named(const std::string& name) {
-  if (name == "int8") return KvFormat::int8;
-  return name == "f32" ? KvFormat::f32 : KvFormat::bf16;
+  constexpr std::pair<const char*, KvFormat> kNames[] = {{"f32", KvFormat::f32},
+                                                         {"bf16", KvFormat::bf16},
+                                                         {"fp8", KvFormat::fp8},
+                                                         {"int8", KvFormat::int8},
+                                                         {"int4", KvFormat::int4}};
+  for (const auto& [known, format] : kNames) {
+    if (name == known) return format;
+  }
+  throw std::invalid_argument("'" + name + "' is no format of cached keys and values");
 }
 
 nb::dict describe(const Runtime& runtime, int linear) {

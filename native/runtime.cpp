@@ -89,18 +89,20 @@ int Runtime::add_rotation(const std::vector<double>& inv_freq, double scale) {
 }
 
 void Runtime::reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers) {
-  // See headrace.executors.kv_layout.
-  const int64_t value_bytes = cache.format == KvFormat::f32 ? 4 : cache.format == KvFormat::bf16 ? 2 : 1;
-  const int64_t scale_bytes = cache.format == KvFormat::int8 ? sizeof(float) : 0;
   struct Part {
     int64_t values, scales;  // bytes of a layer's keys in a block, and of their scales; its values take as many
     int64_t bytes() const { return (2 * (values + scales) + 3) / 4 * 4; }  // so that all scales are aligned
   };
   std::vector<Part> parts;
   int64_t block_bytes = 0;
+  const bool integers = cache.format == KvFormat::int8 || cache.format == KvFormat::int4;
   for (const auto& [num_kv_heads, head_dim] : layers) {
-    const int64_t heads = int64_t{cache.block_size} * num_kv_heads;
-    block_bytes += parts.emplace_back(heads * head_dim * value_bytes, heads * scale_bytes).bytes();
+    if (integers && head_dim > kMaxIntegerHeadDim) {
+      throw std::invalid_argument("integer keys and values of heads beyond " + std::to_string(kMaxIntegerHeadDim));
+    }
+    const int64_t scales = cache.block_size * kv_scales(cache.format, head_dim) * int64_t{sizeof(float)};
+    const int64_t values = kv_head_bytes(cache.format, head_dim, cache.block_size);
+    block_bytes += parts.emplace_back(num_kv_heads * values, num_kv_heads * scales).bytes();
   }
   kv_pages_ = Pages(cache.num_blocks * block_bytes);
   uint8_t* at = kv_pages_.data();

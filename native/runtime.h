@@ -76,7 +76,8 @@ class Runtime {
   int add_vector(const float* data, int64_t size);
   int add_rotation(const std::vector<double>& inv_freq, double scale);
 
-  // The KV pool for layers of (number of KV heads, head dimension), in their order. Throws std::bad_alloc.
+  // The KV pool for layers of (number of KV heads, head dimension), in their order. Throws std::bad_alloc, and
+  // std::invalid_argument for a head that is too large for integers.
   void reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers);
 
   // Pack every linear added since the last call, on all threads; returns where, `pending_bytes` long. Who keeps it may

@@ -14,7 +14,6 @@ from headrace.align.taps import Tap
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.executor import Executor
 from headrace.engine.step import Float32
-from headrace.executors.kv_layout import KV_FORMATS
 from headrace.executors.native import ACTIVATIONS, NativeExecutor
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_numerics import Numerics
@@ -23,6 +22,7 @@ from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
+from headrace.numerics.kv_formats import KV_FORMATS
 from headrace.numerics.schemes import scheme_named
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
