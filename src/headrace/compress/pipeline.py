@@ -27,7 +27,7 @@ from headrace.graph.ir import Graph
 from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
 from headrace.models.spec import ModelSpec
-from headrace.numerics.schemes import WeightScheme
+from headrace.numerics.schemes import Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
@@ -188,7 +188,7 @@ def write_folder(
     source: Source,
     config: Mapping[str, object],
     weights: Mapping[str, RawTensor],
-    schemes: Mapping[str, WeightScheme],
+    schemes: Mapping[str, Scheme],
     target: Path,
     notes: Mapping[str, str],
 ) -> None:

@@ -16,7 +16,8 @@ from headrace.compress.store import Store
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_sequences import run_sequences, tokens_only
 from headrace.graph.ir import Graph, Node
-from headrace.numerics.schemes import IntegerScheme, WeightScheme
+from headrace.numerics.gguf_blocks import gguf_tensor
+from headrace.numerics.schemes import GgufScheme, IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 
 Progress = Callable[[str], None]
@@ -28,7 +29,7 @@ class Rounded:
 
     Attributes:
         name: the parameter's.
-        tensor: in row blocks.
+        tensor: in row blocks, or in GGUF's.
         error: squared error of its outputs over the calibration, relative to the outputs' own square; inputs are those
             that it meets behind the matrices rounded before it.
         seconds: that it took.
@@ -51,7 +52,7 @@ class Quantized:
     """
 
     weights: Mapping[str, RawTensor]
-    schemes: Mapping[str, WeightScheme]
+    schemes: Mapping[str, Scheme]
     rounded: Sequence[Rounded]
 
 
@@ -94,7 +95,7 @@ class _Pass:
         self,
         graph: Graph,
         weights: Mapping[str, RawTensor],
-        schemes: Mapping[str, WeightScheme],
+        schemes: Mapping[str, Scheme],
         method: str,
         store: Store | None,
         progress: Progress | None,
@@ -142,9 +143,10 @@ class _Pass:
         if self._progress is not None:
             self._progress(name)
 
-    def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: WeightScheme) -> RawTensor:
-        if self._method == "gptq" and isinstance(scheme, IntegerScheme):
-            return RawTensor.from_groups(gptq(weight, hessian, scheme, anchored=self._anchored))
+    def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: Scheme) -> RawTensor:
+        if self._method == "gptq" and isinstance(scheme, IntegerScheme | GgufScheme):
+            groups = gptq(weight, hessian, scheme, anchored=self._anchored)
+            return gguf_tensor(groups) if isinstance(scheme, GgufScheme) else RawTensor.from_groups(groups)
         return quantize_tensor(RawTensor.from_f32(weight.numpy()), scheme)
 
     def _hessian_of(self, name: str, inputs: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from headrace.base.errors import InvalidRequestError
 from headrace.graph.ir import Graph
-from headrace.numerics.schemes import IntegerScheme, WeightScheme, group_size_in, scheme_named
+from headrace.numerics.schemes import IntegerScheme, Scheme, group_size_in, scheme_named
 
 METHODS = ("rtn", "gptq", "awq")
 
@@ -43,7 +43,7 @@ class Recipe:
         """Short, for tables: ``int4-g32 gptq``."""
         return f"{self.format} {self.method}"
 
-    def schemes(self, graph: Graph) -> dict[str, WeightScheme]:
+    def schemes(self, graph: Graph) -> dict[str, Scheme]:
         """The scheme of every parameter that shall be quantized, in the graph's order.
 
         Raises InvalidRequestError for a pattern that matches no matrix, or groups that do not divide one.
@@ -54,7 +54,7 @@ class Recipe:
                 raise InvalidRequestError(
                     f"The pattern {pattern!r} matches no matrix.", f"Names are like {_examples(matrices)}."
                 )
-        found: dict[str, WeightScheme] = {}
+        found: dict[str, Scheme] = {}
         for name in matrices:
             format_name = self.logits if name in graph.logits_params else self.format
             if format_name is not None and not any(fnmatchcase(name, pattern) for pattern in self.ignore):
@@ -69,7 +69,7 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join([*names[:2], names[-1]])
 
 
-def _check_groups(graph: Graph, schemes: dict[str, WeightScheme]) -> None:
+def _check_groups(graph: Graph, schemes: dict[str, Scheme]) -> None:
     for name, scheme in schemes.items():
         if isinstance(scheme, IntegerScheme):
             try:

@@ -15,7 +15,7 @@ from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.llm.llm import LLM
-from headrace.numerics.schemes import IntegerScheme, WeightScheme
+from headrace.numerics.schemes import IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
 from headrace.train.data import SOURCES, Sequences, corpus_sequences, own_sequences
@@ -110,13 +110,13 @@ def train_qat(
     return result
 
 
-def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, WeightScheme]) -> dict[str, RawTensor]:
+def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, Scheme]) -> dict[str, RawTensor]:
     """Weights with those that have schemes rounded to them, as they are served: the bits that training saw."""
     return {**weights, **{name: quantize_tensor(weights[name], scheme) for name, scheme in schemes.items()}}
 
 
 def _start(
-    source: Source, config: QatConfig, schemes: Mapping[str, WeightScheme], judging: Judging, work: Path
+    source: Source, config: QatConfig, schemes: Mapping[str, Scheme], judging: Judging, work: Path
 ) -> Mapping[str, RawTensor]:
     """The masters' first values."""
     symmetric = all(isinstance(scheme, IntegerScheme) and scheme.symmetric for scheme in schemes.values())
