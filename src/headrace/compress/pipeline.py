@@ -1,4 +1,4 @@
-"""From a model's name to a quantized folder with its card: quantize, judge, and only then write."""
+"""From a model's name to a quantized folder, or GGUF file, with its card: quantize, judge, and only then write."""
 
 import hashlib
 import platform
@@ -17,22 +17,26 @@ from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
+from headrace.compress.gguf_export import gguf_metadata, gguf_tensors
 from headrace.compress.quantizer import Quantized, quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
 from headrace.formats.checkpoint import Checkpoint
 from headrace.formats.compressed_tensors_writer import write_compressed_tensors
+from headrace.formats.gguf_writer import write_gguf
+from headrace.formats.model_folder import new_files, refuse_existing
 from headrace.formats.weights import Weights
 from headrace.graph.ir import Graph
 from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
 from headrace.models.spec import ModelSpec
-from headrace.numerics.schemes import Scheme
+from headrace.numerics.schemes import GGUF_NAMES, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
 _BLAMED = 5  # matrices that are measured by themselves
 _BLAME_TEXTS = 4
+_CARDS = ("card.md", "card.json")
 
 
 class GateError(HeadraceError):
@@ -112,7 +116,8 @@ def judged(
     """Quantize by a recipe, and put the outcome beside the source."""
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
-    return Outcome(quantized, evaluator.compare(quantized.weights), stored_bytes(source.spec, quantized.weights))
+    tensors = _stored(source, quantized.weights, recipe)
+    return Outcome(quantized, evaluator.compare(quantized.weights), sum(each.num_bytes for each in tensors.values()))
 
 
 def make_evaluator(source: Source, judging: Judging) -> Evaluator:
@@ -130,20 +135,20 @@ def quantize_model(
     command: Sequence[str],
     progress: Callable[[str], None],
 ) -> Card:
-    """Quantize a model into a new folder, if it passes the gate.
+    """Quantize a model into a new folder, or a new GGUF file with its cards beside it, if it passes the gate.
 
     Finished matrices are kept beside `target` until it is whole, so that a run that was stopped goes on where it was.
 
     Raises:
         GateError: it does not pass. Nothing is written; what is finished is kept, for other thresholds.
-        InvalidRequestError: `target` exists, or the recipe does not fit.
+        InvalidRequestError: `target` exists, or the recipe does not fit it or the model.
+        UnsupportedModelError: `target` cannot hold such a model.
         StorageError: something cannot be written.
     """
     start = time.perf_counter()
-    if target.exists():
-        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    _check_target(target, recipe)
     source = open_source(name)
-    config = hf_config(source.checkpoint, source.spec)
+    described = _described(source, recipe)
     recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
     store = Store(target.parent / f".{target.name}.work", _identity(source, recipe, judging))
     evaluator = make_evaluator(source, judging)
@@ -173,10 +178,50 @@ def quantize_model(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         command=shlex.join(command),
     )
-    cards = {"card.md": card.to_markdown(), "card.json": card.to_json()}
-    write_folder(source, config, outcome.quantized.weights, outcome.quantized.schemes, target, cards)
+    cards = dict(zip(_CARDS, (card.to_markdown(), card.to_json()), strict=True))
+    if recipe.is_gguf:
+        tensors = gguf_tensors(source.checkpoint, source.spec, outcome.quantized.weights)
+        _write_gguf_and_cards(described, tensors, target, cards)
+    else:
+        write_folder(source, described, outcome.quantized.weights, outcome.quantized.schemes, target, cards)
     store.remove()
     return card
+
+
+def _check_target(target: Path, recipe: Recipe) -> None:
+    refuse_existing(target)
+    if (target.suffix == ".gguf") != recipe.is_gguf:
+        kind = "GGUF file" if target.suffix == ".gguf" else "folder"
+        raise InvalidRequestError(
+            f"A {kind} ({target}) does not hold {recipe.format}.",
+            f"A GGUF file (a name that ends with .gguf) holds {', '.join(GGUF_NAMES)}; a folder holds the others.",
+        )
+    if recipe.is_gguf:
+        for name in _CARDS:
+            refuse_existing(target.with_suffix(f".{name}"))
+
+
+def _described(source: Source, recipe: Recipe) -> dict[str, object]:
+    """What config.json, or a GGUF file's metadata, shall say."""
+    if recipe.is_gguf:
+        return gguf_metadata(source.checkpoint, source.spec, source.weights, recipe.format)
+    return hf_config(source.checkpoint, source.spec)
+
+
+def _stored(source: Source, weights: Mapping[str, RawTensor], recipe: Recipe) -> Mapping[str, RawTensor]:
+    if recipe.is_gguf:
+        return gguf_tensors(source.checkpoint, source.spec, weights)
+    return hf_tensors(source.spec, weights)
+
+
+def _write_gguf_and_cards(
+    metadata: Mapping[str, object], tensors: Mapping[str, RawTensor], target: Path, cards: Mapping[str, str]
+) -> None:
+    """``NAME.gguf``, ``NAME.card.md`` and ``NAME.card.json``: all or none of them."""
+    with new_files(*(target.with_suffix(f".{name}") for name in cards), target) as (*card_paths, path):
+        for card_path, content in zip(card_paths, cards.values(), strict=True):
+            card_path.write_text(content)
+        write_gguf(path, metadata, tensors)
 
 
 def stored_bytes(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> int:

@@ -6,7 +6,15 @@ from fnmatch import fnmatchcase
 
 from headrace.base.errors import InvalidRequestError
 from headrace.graph.ir import Graph
-from headrace.numerics.schemes import IntegerScheme, Scheme, group_size_in, scheme_named
+from headrace.numerics.schemes import (
+    GGUF_NAMES,
+    Float8Scheme,
+    GgufScheme,
+    IntegerScheme,
+    Scheme,
+    group_size_in,
+    scheme_named,
+)
 
 METHODS = ("rtn", "gptq", "awq")
 
@@ -33,10 +41,18 @@ class Recipe:
         if self.method not in METHODS:
             raise InvalidRequestError(f"Method {self.method!r} is not known.", f"Use one of {', '.join(METHODS)}.")
         scheme = scheme_named(self.format)
-        if self.logits is not None:
-            scheme_named(self.logits)
-        if self.method == "gptq" and not isinstance(scheme, IntegerScheme):
+        if self.logits is not None and isinstance(scheme_named(self.logits), GgufScheme) != self.is_gguf:
+            raise InvalidRequestError(
+                f"{self.format} and {self.logits} are not held by the same kind of file.",
+                f"Use two of GGUF's ({', '.join(GGUF_NAMES)}), or none of them.",
+            )
+        if self.method == "gptq" and not isinstance(scheme, IntegerScheme | GgufScheme):
             raise InvalidRequestError(f"GPTQ does not round to {self.format}.", "Use an integer format, or rtn.")
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it makes a GGUF file; else a folder."""
+        return isinstance(scheme_named(self.format), GgufScheme)
 
     @property
     def title(self) -> str:
@@ -71,8 +87,11 @@ def _examples(names: Sequence[str]) -> str:
 
 def _check_groups(graph: Graph, schemes: dict[str, Scheme]) -> None:
     for name, scheme in schemes.items():
-        if isinstance(scheme, IntegerScheme):
+        if not isinstance(scheme, Float8Scheme):
             try:
                 group_size_in(scheme, graph.params[name].shape[1])
             except InvalidRequestError as error:
-                raise InvalidRequestError(f"{name}: {error.cause}", f"{error.remedy} Or ignore it.") from error
+                remedy = f"{error.remedy} Or ignore it."
+                if not isinstance(scheme, IntegerScheme):
+                    remedy = f"Ignore it (--ignore {name}), or use an integer format with groups that do."
+                raise InvalidRequestError(f"{name}: {error.cause}", remedy) from error

@@ -14,6 +14,7 @@ from headrace.compress.pipeline import Judging, Source, make_evaluator, open_sou
 from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
+from headrace.formats.model_folder import refuse_existing
 from headrace.llm.llm import LLM
 from headrace.numerics.schemes import IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
@@ -83,8 +84,11 @@ def train_qat(
 
     Raises as `train` and `write_folder` do.
     """
-    if target.exists():
-        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    refuse_existing(target)
+    if config.recipe.is_gguf:
+        raise InvalidRequestError(
+            f"Training writes folders, which do not hold {config.recipe.format}.", "Use int4-g32, say."
+        )
     source = open_source(name)
     described = hf_config(source.checkpoint, source.spec)
     schemes = config.recipe.schemes(source.graph)
