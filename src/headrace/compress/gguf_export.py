@@ -63,11 +63,11 @@ def gguf_metadata(
 def gguf_tensors(checkpoint: Checkpoint, spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Parameters by their names in GGUF, and what else a GGUF source holds, in its order.
 
-    Raises UnsupportedModelError for a matrix in a number format that GGUF does not have; names it.
+    All must be in formats that GGUF has, or in row blocks that equal one of them (`refuse_unheld`).
     """
     found = {_ROPE_FACTORS: factors} if (factors := _rope_factors(checkpoint, spec)) is not None else {}
     for name, source in sources(spec, "gguf").items():
-        tensor = _in_gguf(name, weights[name])
+        tensor = _in_gguf(weights[name])
         if source.transform is Transform.UNINTERLEAVE_ROPE:
             tensor = interleave_rope(tensor, source.num_heads)
         found[source.name] = tensor
@@ -76,16 +76,20 @@ def gguf_tensors(checkpoint: Checkpoint, spec: ModelSpec, weights: Mapping[str, 
     return found
 
 
-def _in_gguf(name: str, tensor: RawTensor) -> RawTensor:
+def refuse_unheld(weights: Mapping[str, RawTensor]) -> None:
+    """Raise UnsupportedModelError, with the name, for a matrix in a number format that GGUF does not have."""
+    for name, tensor in weights.items():
+        layout = row_blocks(tensor.format.name)
+        if layout is not None and gguf_format(layout) is None:
+            raise UnsupportedModelError(
+                f"{name} is stored as {tensor.format.name}, which GGUF does not hold.",
+                "Quantize it too (--logits q8_0, no --ignore), or write the model as a folder.",
+            )
+
+
+def _in_gguf(tensor: RawTensor) -> RawTensor:
     layout = row_blocks(tensor.format.name)
-    if layout is None:
-        return tensor
-    if gguf_format(layout) is None:
-        raise UnsupportedModelError(
-            f"{name} is stored as {tensor.format.name}, which GGUF does not hold.",
-            "Quantize it too (--logits q8_0, no --ignore), or write the model as a folder.",
-        )
-    return gguf_tensor(groups_in(layout, tensor.data))
+    return tensor if layout is None else gguf_tensor(groups_in(layout, tensor.data))
 
 
 def _numbers(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, object]:

@@ -17,7 +17,7 @@ from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
-from headrace.compress.gguf_export import gguf_metadata, gguf_tensors
+from headrace.compress.gguf_export import gguf_metadata, gguf_tensors, refuse_unheld
 from headrace.compress.quantizer import Quantized, quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
@@ -149,7 +149,9 @@ def quantize_model(
     _check_target(target, recipe)
     source = open_source(name)
     described = _described(source, recipe)
-    recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+    schemes = recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+    if recipe.is_gguf:
+        refuse_unheld({name: tensor for name, tensor in source.weights.items() if name not in schemes})
     store = Store(target.parent / f".{target.name}.work", _identity(source, recipe, judging))
     evaluator = make_evaluator(source, judging)
     outcome = judged(source, recipe, judging, evaluator, store=store, progress=progress)

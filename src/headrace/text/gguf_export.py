@@ -156,10 +156,14 @@ def _templates(folder: Path) -> dict[str, object]:
 
 
 def _check(tokenizer: Tokenizer, metadata: Mapping[str, object]) -> None:
-    """The same ids for the probe, line by line and in one, for every special token in a text, and the same ends."""
+    """The same ids for the probe, whole and line by line, and for special tokens between others; the same ends."""
     again = Tokenizer.from_gguf_metadata(metadata)
     special = [tokenizer.id_to_token(token_id) for token_id in sorted(tokenizer.special_ids)]
-    texts = [*PROBE.splitlines(), PROBE, *(f"a{token}b" for token in special if token is not None)]
+    texts = [
+        *PROBE.splitlines(),
+        PROBE,
+        *(text for token in special if token for text in (f"a{token}b", f"a {token} b")),
+    ]
     if tokenizer.strips_leading_space:  # SentencePiece and transformers prefix what follows a special token differently
         texts = [text for text in texts[: len(PROBE.splitlines())] if not text[:1].isspace()]
     for text in texts:
