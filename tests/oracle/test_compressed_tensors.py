@@ -218,12 +218,13 @@ WRITTEN = [
 ]
 
 
-def written(folder, schemes):
+def written(folder, schemes, **options):
     """A tiny model with its linear layers quantized and written by us: config.json comes from transformers.
 
     Args:
         folder: where to.
         schemes: of the layers' modules by the last part of their names; "" for all others.
+        options: of `write_compressed_tensors`.
     """
     model = make_model("llama")
     tensors, of = {}, {}
@@ -232,7 +233,7 @@ def written(folder, schemes):
         if param.ndim == 2 and "layers" in name:
             of[name] = schemes.get(name.split(".")[-2], schemes[""])
             tensors[name] = RawTensor.from_groups(quantize(param.detach().numpy(), of[name]))
-    write_compressed_tensors(folder, json.loads(model.config.to_json_string()), tensors, of)
+    write_compressed_tensors(folder, json.loads(model.config.to_json_string()), tensors, of, **options)
     return tensors
 
 
@@ -276,6 +277,22 @@ def test_what_we_write(tmp_path, quantized_by):
 def test_what_we_write_of_several_schemes(tmp_path):
     tensors = written(tmp_path / "out", {"": WRITTEN[0], "down_proj": WRITTEN[4], "o_proj": WRITTEN[6]})
     assert_read_by_the_package(tmp_path / "out", tensors)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_shards_as_transformers_reads_them(tmp_path):
+    logits = []
+    for name, max_bytes in (("whole", None), ("sharded", 20_000)):
+        written(tmp_path / name, {"": WRITTEN[0]}, max_shard_bytes=max_bytes)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / name,
+            dtype=torch.float32,
+            quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+        )
+        with torch.inference_mode():
+            logits.append(model(torch.arange(20)[None]).logits[0].numpy())
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
+    np.testing.assert_array_equal(*logits)
 
 
 def test_awq_as_its_converter_reads_it(tmp_path):

@@ -134,6 +134,7 @@ def quantize_model(
     *,
     command: Sequence[str],
     progress: Callable[[str], None],
+    max_shard_bytes: int | None = None,
 ) -> Card:
     """Quantize a model into a new folder, or a new GGUF file with its cards beside it, if it passes the gate.
 
@@ -149,9 +150,9 @@ def quantize_model(
     _check_target(target, recipe)
     source = open_source(name)
     described = _described(source, recipe)
-    schemes = recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+    planned = recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
     if recipe.is_gguf:
-        refuse_unheld({name: tensor for name, tensor in source.weights.items() if name not in schemes})
+        refuse_unheld({name: tensor for name, tensor in source.weights.items() if name not in planned})
     store = Store(target.parent / f".{target.name}.work", _identity(source, recipe, judging))
     evaluator = make_evaluator(source, judging)
     outcome = judged(source, recipe, judging, evaluator, store=store, progress=progress)
@@ -185,7 +186,8 @@ def quantize_model(
         tensors = gguf_tensors(source.checkpoint, source.spec, outcome.quantized.weights)
         _write_gguf_and_cards(described, tensors, target, cards)
     else:
-        write_folder(source, described, outcome.quantized.weights, outcome.quantized.schemes, target, cards)
+        weights, schemes = outcome.quantized.weights, outcome.quantized.schemes
+        write_folder(source, described, weights, schemes, target, cards, max_shard_bytes=max_shard_bytes)
     store.remove()
     return card
 
@@ -238,8 +240,13 @@ def write_folder(
     schemes: Mapping[str, Scheme],
     target: Path,
     notes: Mapping[str, str],
+    *,
+    max_shard_bytes: int | None = None,
 ) -> None:
-    """A model's folder: weights, config, tokenizer, and text files by name. Whole or not at all."""
+    """A model's folder: weights (in shards if there is a limit), config, tokenizer, and text files by name.
+
+    Whole or not at all.
+    """
     stored = {hf_name(source.spec, name): scheme for name, scheme in schemes.items()}
     with tempfile.TemporaryDirectory() as made:
         files = text_files(source.checkpoint, Path(made))
@@ -247,7 +254,8 @@ def write_folder(
         for name, content in notes.items():
             files.append(Path(made) / name)
             files[-1].write_text(content)
-        write_compressed_tensors(target, config, hf_tensors(source.spec, weights), stored, files)
+        tensors = hf_tensors(source.spec, weights)
+        write_compressed_tensors(target, config, tensors, stored, files, max_shard_bytes=max_shard_bytes)
 
 
 def _blame(source: Source, quantized: Quantized, evaluator: Evaluator) -> list[Blame]:

@@ -13,8 +13,7 @@ import numpy as np
 from headrace.base.errors import InvalidRequestError
 from headrace.formats.model_folder import fill, new_folder
 from headrace.formats.quantized import KEY
-from headrace.formats.safetensors import SINGLE_FILE
-from headrace.formats.safetensors_writer import STORABLE, Plan, SafetensorsFile
+from headrace.formats.safetensors_writer import STORABLE, Plan, SafetensorsFolder
 from headrace.numerics.bitfields import Bytes, Float32
 from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
 from headrace.numerics.row_blocks import Groups, RowBlocks, groups_in, pack_nibbles, repeat_scales, row_blocks
@@ -31,6 +30,8 @@ def write_compressed_tensors(
     tensors: Mapping[str, RawTensor],
     schemes: Mapping[str, WritableScheme],
     files: Sequence[Path] = (),
+    *,
+    max_shard_bytes: int | None = None,
 ) -> None:
     """Make a folder of a model whose weights are partly quantized. Each tensor is read once, one after the other.
 
@@ -40,24 +41,25 @@ def write_compressed_tensors(
         tensors: all of the model's, by their Hugging Face names, in f32, bf16, f16 or row blocks.
         schemes: of every tensor that is in row blocks, by the same names, the scheme that it was rounded to.
         files: copied into the folder (`model_folder.companions`).
+        max_shard_bytes: of the tensors in one file; what a weight is made of stays in one. None: all in one file.
 
     Raises:
         InvalidRequestError: `target` exists, or a tensor cannot be stored in this format; names it.
         StorageError: the folder cannot be written; nothing of it is left.
     """
-    parts = {name: _parts(name, tensors[name], scheme) for name, scheme in schemes.items()}
-    plan: dict[str, tuple[str, tuple[int, ...]]] = {}
+    plans: list[Plan] = []
     for name, tensor in tensors.items():
         if name not in schemes and tensor.format.name not in ("f32", "bf16", "f16"):
             raise InvalidRequestError(
                 f"{name} is stored as {tensor.format.name}, which compressed-tensors does not hold.",
                 f"Turn it into one of {', '.join(STORABLE[:3])} first, or give its scheme if it is quantized.",
             )
-        plan |= parts.get(name) or {name: (tensor.format.name, tensor.shape)}
+        plain: Plan = {name: (tensor.format.name, tensor.shape)}
+        plans.append(_parts(name, tensor, schemes[name]) if name in schemes else plain)
     stated = {**config, KEY: _quantization_config(tensors, schemes)}
     with new_folder(target) as folder:
         fill(folder, stated, files)
-        with SafetensorsFile(folder / SINGLE_FILE, plan, {"format": "pt"}) as file:
+        with SafetensorsFolder(folder, plans, max_shard_bytes) as file:
             for name, tensor in tensors.items():
                 for part, data in _stored(name, tensor, schemes.get(name)):
                     file.write(part, data)
