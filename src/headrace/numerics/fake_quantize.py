@@ -84,7 +84,7 @@ def _round(values: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
             return _float4(groups, _mxfp4_scales(_peaks(groups)))
         case Nvfp4Scheme():
             groups = _grouped(values, group_size_in(scheme, values.shape[1]))
-            return _float4(groups, _nvfp4_scales(_peaks(groups)))
+            return _float4(groups, _nvfp4_scales(_peaks(groups), scheme))
         case GgufScheme(name="q8_0"):
             return _symmetric(values, IntegerScheme(bits=8, group_size=scheme.group_size, scale="f16"))
         case GgufScheme(name="q4_0"):
@@ -160,11 +160,13 @@ def _mxfp4_scales(peaks: Tensor) -> Tensor:
     return torch.where(peaks.isfinite(), torch.from_numpy(E8M0_VALUES).to(peaks.device)[codes.long()], torch.nan)
 
 
-def _nvfp4_scales(peaks: Tensor) -> Tensor:
+def _nvfp4_scales(peaks: Tensor, scheme: Nvfp4Scheme) -> Tensor:
     finite = torch.where(peaks.isfinite(), peaks, 0)
-    tensor_scale = finite.max() / peaks.new_tensor(float(E2M1_MAX * E4M3_MAX))
-    scales = _to_e4m3(_quotients(finite, tensor_scale * float(E2M1_MAX)))
-    return torch.where(peaks.isfinite(), scales * tensor_scale, torch.nan)
+    peak = finite.max() if scheme.peak is None else finite.new_tensor(scheme.peak)
+    divisor = (peaks.new_tensor(float(E2M1_MAX * E4M3_MAX)) / peak).clamp(max=torch.finfo(torch.float32).max)
+    divisor = torch.where(peak > 0, divisor, 1)
+    scales = _to_e4m3(finite / finite.new_tensor(float(E2M1_MAX)) * divisor)
+    return torch.where(peaks.isfinite(), scales / divisor, torch.nan)
 
 
 def _scales(dtype: str, spans: Tensor, steps: float) -> Tensor:

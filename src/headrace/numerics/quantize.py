@@ -46,7 +46,7 @@ def quantize(values: Float32, scheme: Scheme) -> Groups:
         case Mxfp4Scheme():
             return _mxfp4(values)
         case Nvfp4Scheme():
-            return nvfp4_groups(values, *nvfp4_scales(values))
+            return nvfp4_groups(values, *nvfp4_scales(values, scheme))
         case GgufScheme(name="q8_0"):
             return _symmetric(values, IntegerScheme(bits=8, group_size=scheme.group_size, scale="f16"))
         case GgufScheme(name="q4_0"):
@@ -55,22 +55,29 @@ def quantize(values: Float32, scheme: Scheme) -> Groups:
             return _above_minima(values, scheme)
 
 
-def nvfp4_scales(values: Float32) -> tuple[Bytes, np.float32]:
-    """The two levels of nvfp4's scales: e4m3 codes ``[rows, groups]``, and the tensor's own (a factor).
+def nvfp4_scales(values: Float32, scheme: Nvfp4Scheme) -> tuple[Bytes, np.float32]:
+    """The two levels of nvfp4's scales: e4m3 codes ``[rows, groups]``, and the tensor's divisor.
 
-    Groups that are not finite have the code of NaN, and no part in the tensor's scale.
+    Groups that are not finite have the code of NaN, and no part in the divisor.
     """
-    peaks = _peaks(_grouped(values, group_size_in(Nvfp4Scheme(), values.shape[1])))
+    peaks = _peaks(_grouped(values, group_size_in(scheme, values.shape[1])))
     finite = np.isfinite(peaks)
-    tensor_scale = np.where(finite, peaks, np.float32(0)).max() / (E2M1_MAX * E4M3_MAX)
-    scales = quotients(np.where(finite, peaks, np.float32(0)), np.full_like(peaks, E2M1_MAX * tensor_scale))
-    return f32_to_e4m3(np.where(finite, scales, _NAN)), tensor_scale
+    usable = np.where(finite, peaks, np.float32(0))
+    divisor = nvfp4_divisor(usable.max() if scheme.peak is None else scheme.peak)
+    return f32_to_e4m3(np.where(finite, usable / E2M1_MAX * divisor, _NAN)), divisor
 
 
-def nvfp4_groups(values: Float32, scale_codes: Bytes, tensor_scale: np.float32) -> Groups:
-    """Round a matrix to nvfp4 under given scales, which are multiplied out: each product is rounded once."""
-    scales = e4m3_to_f32(scale_codes) * tensor_scale
-    return _float4(NVFP4, values, scales)
+def nvfp4_divisor(peak: float | np.float32) -> np.float32:
+    """6 * 448 / the largest magnitude, at most the largest f32; 1 for zeros."""
+    if peak == 0:
+        return np.float32(1)
+    with np.errstate(over="ignore"):
+        return min(E2M1_MAX * E4M3_MAX / np.float32(peak), np.finfo(np.float32).max)
+
+
+def nvfp4_groups(values: Float32, scale_codes: Bytes, divisor: np.float32) -> Groups:
+    """Round a matrix to nvfp4 under given scales, which are divided out: each quotient is rounded once."""
+    return _float4(NVFP4, values, e4m3_to_f32(scale_codes) / divisor)
 
 
 def _symmetric(values: Float32, scheme: IntegerScheme) -> Groups:

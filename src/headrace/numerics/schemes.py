@@ -95,11 +95,17 @@ class Mxfp4Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Nvfp4Scheme:
-    """e2m1 in groups of 16, each under an e4m3 scale, all under one f32 scale.
+    """e2m1 in groups of 16, each under an e4m3 scale, all under one f32 divisor.
 
-    NVIDIA's rule: the tensor's scale is its largest magnitude / (6 * 448), a group's is its largest magnitude / (6 *
-    the tensor's), rounded to e4m3.
+    compressed-tensors' rule: the divisor is 6 * 448 / the tensor's largest magnitude, a group's scale its largest
+    magnitude / 6 * the divisor, rounded to e4m3.
+
+    Attributes:
+        peak: the largest magnitude that the divisor is for; None: the matrix's own. Matrices that an engine multiplies
+            as one (q, k and v; gate and up) have to share it: vLLM has one divisor for them.
     """
+
+    peak: float | None = None
 
     @property
     def group_size(self) -> int:
@@ -136,10 +142,11 @@ Scheme = IntegerScheme | Float8Scheme | Mxfp4Scheme | Nvfp4Scheme | GgufScheme
 
 SCHEME_NAMES = (
     "int4-g32, int4-g64, int4-g128 (or any group), int8-channel, int8-g128, each with -asym; fp8-tensor, fp8-channel, "
-    "fp8-block; for a GGUF file q8_0, q4_0, q4_1"
+    "fp8-block; mxfp4, nvfp4; for a GGUF file q8_0, q4_0, q4_1"
 )
 _INTEGER = re.compile(r"int(4|8)-(?:g([1-9][0-9]{0,5})|channel)(-asym)?")
 _FLOAT8 = {"fp8-tensor": (WHOLE, WHOLE), "fp8-channel": (1, WHOLE), "fp8-block": (128, 128)}
+_FLOAT4: dict[str, Mxfp4Scheme | Nvfp4Scheme] = {"mxfp4": Mxfp4Scheme(), "nvfp4": Nvfp4Scheme()}
 
 
 def scheme_named(name: str) -> Scheme:
@@ -147,6 +154,8 @@ def scheme_named(name: str) -> Scheme:
 
     Symmetric integers keep within ±(2^(bits-1) - 1); scales are bf16, of fp8 f32. Raises InvalidRequestError.
     """
+    if name in _FLOAT4:
+        return _FLOAT4[name]
     for gguf_name in GGUF_NAMES:
         if name == gguf_name:
             return GgufScheme(gguf_name)

@@ -85,9 +85,9 @@ def train_qat(
     Raises as `train` and `write_folder` do.
     """
     refuse_existing(target)
-    if config.recipe.is_gguf:
+    if config.recipe.is_gguf or config.recipe.format == "nvfp4":
         raise InvalidRequestError(
-            f"Training writes folders, which do not hold {config.recipe.format}.", "Use int4-g32, say."
+            f"Training for {config.recipe.format} is not there yet.", "Use int4-g32 or mxfp4, say."
         )
     source = open_source(name)
     described = hf_config(source.checkpoint, source.spec)

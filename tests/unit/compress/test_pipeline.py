@@ -39,6 +39,8 @@ def quantized(model, target, recipe, judging=JUDGING):
         Recipe(method="awq", format="int4-g32-asym"),
         Recipe(format="int8-channel", logits="int8-channel"),
         Recipe(format="fp8-block"),
+        Recipe(format="mxfp4"),
+        Recipe(format="nvfp4", method="awq"),
     ],
     ids=lambda recipe: recipe.title,
 )

@@ -16,7 +16,7 @@ from headrace.formats.model_folder import companions, new_folder
 from headrace.formats.safetensors import read_safetensors
 from headrace.formats.safetensors_writer import SafetensorsFile
 from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 from headrace.numerics.tensor import RawTensor
 from tests.support.checkpoints import quantized, random_tensor
 
@@ -33,7 +33,10 @@ SCHEMES = [
     Float8Scheme(block=(1, WHOLE), scale="bf16"),
     Float8Scheme(block=(128, 128)),
     Float8Scheme(block=(5, 32)),
+    Mxfp4Scheme(),
+    Nvfp4Scheme(peak=5.0),
 ]
+BLOCKS = Float8Scheme(block=(5, 32))
 
 
 def values(rows, features, seed=0):
@@ -64,7 +67,7 @@ class TestRoundTrip:
             np.testing.assert_array_equal(found.data, tensor.data)
 
     def test_two_schemes(self, tmp_path):
-        tensors, schemes = model(SCHEMES[0], SCHEMES[-1])
+        tensors, schemes = model(SCHEMES[0], BLOCKS)
         write_compressed_tensors(tmp_path / "out", {}, tensors, schemes)
         stated = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
         assert stated["format"] == "mixed-precision"
@@ -93,7 +96,8 @@ class TestRoundTrip:
         assert stated["ignore"] == ["lm_head"], "it is a linear layer, though it has no tensor of its own"
         open_checkpoint(tmp_path / "out")
 
-    @pytest.mark.parametrize("scheme", [IntegerScheme(group_size=32), Float8Scheme(block=(1, 32))], ids=str)
+    @pytest.mark.parametrize("scheme", [IntegerScheme(group_size=32), Float8Scheme(block=(1, 32)), Mxfp4Scheme(),
+                                        Nvfp4Scheme(peak=4.0)], ids=str)  # fmt: skip
     def test_damage_survives(self, tmp_path, scheme):
         damaged = values(4, 64)
         damaged[1, 3] = np.nan
@@ -101,7 +105,7 @@ class TestRoundTrip:
         write_compressed_tensors(tmp_path / "out", {}, tensors, {UP: scheme})
         found = open_checkpoint(tmp_path / "out").tensors[UP].to_f32()
         np.testing.assert_array_equal(found, tensors[UP].to_f32())
-        assert np.isnan(found).sum() == 32
+        assert np.isnan(found).sum() == tensors[UP].format.block_size
 
     def test_each_tensor_is_read_once(self, tmp_path):
         tensors, schemes = model(SCHEMES[0])
@@ -117,7 +121,7 @@ class TestRoundTrip:
 class TestShards:
     @pytest.mark.parametrize("max_bytes", [1, 4000, 31_000, 10**9])
     def test_are_read_as_one_file_is(self, tmp_path, max_bytes):
-        tensors, schemes = model(SCHEMES[0], SCHEMES[-1])
+        tensors, schemes = model(SCHEMES[0], BLOCKS)
         write_compressed_tensors(tmp_path / "out", {}, tensors, schemes, max_shard_bytes=max_bytes)
         names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
         num_shards = {1: 4, 4000: 3, 31_000: 2}.get(max_bytes, 1)
@@ -175,6 +179,9 @@ class TestRefusals:
             (IntegerScheme(group_size=32), Float8Scheme()),
             (Mxfp4Scheme(), IntegerScheme(group_size=32)),
             (Float8Scheme(block=(1, WHOLE)), Float8Scheme(block=(2, WHOLE))),
+            (Nvfp4Scheme(), Mxfp4Scheme()),
+            (Nvfp4Scheme(peak=5.0), Nvfp4Scheme(peak=7.0)),
+            (Nvfp4Scheme(), Nvfp4Scheme()),
         ],
     )
     def test_a_tensor_of_another_scheme(self, tmp_path, scheme, stated):

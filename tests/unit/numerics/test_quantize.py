@@ -23,6 +23,7 @@ SCHEMES = [
     *(Float8Scheme(block=block, scale=scale) for block in ((WHOLE, WHOLE), (1, WHOLE), (3, 96)) for scale in SCALES),
     Mxfp4Scheme(),
     Nvfp4Scheme(),
+    Nvfp4Scheme(peak=1000),
     *(GgufScheme(name) for name in ("q8_0", "q4_0", "q4_1")),
 ]
 NARROW = IntegerScheme(group_size=WHOLE, scale="f32")
@@ -168,9 +169,9 @@ class TestFloats:
         """The tensor's scale is 2688 / 2688 = 1; the second group's is 12 / 6 = 2."""
         values = np.zeros((1, 32), np.float32)
         values[0, 0], values[0, 16:18] = 2688, (12, -5)
-        codes, tensor_scale = nvfp4_scales(values)
-        assert tensor_scale == 1
-        groups = nvfp4_groups(values, codes, tensor_scale)
+        codes, divisor = nvfp4_scales(values, Nvfp4Scheme())
+        assert divisor == 1
+        groups = nvfp4_groups(values, codes, divisor)
         assert groups.scales.tolist() == [[448, 2]]
         assert groups.to_f32()[0, [0, 16, 17]].tolist() == [2688, 12, -4]
 
