@@ -93,7 +93,8 @@ def foreign_tokens(model: str, engine: str, python: Path, prompts: list[list[int
     )
     if done.returncode:
         sys.exit(f"{engine} failed:\n{done.stderr[-3000:]}")
-    found: list[list[int]] = json.loads(done.stdout.strip().splitlines()[-1])
+    said = [line for line in done.stdout.splitlines() if line.startswith("[[")]  # engines print of their own
+    found: list[list[int]] = json.loads(said[-1])
     return found
 
 
