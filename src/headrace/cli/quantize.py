@@ -6,19 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.base.errors import InvalidRequestError
-from headrace.cli.options import positive
+from headrace.cli.options import memory_size, positive
 from headrace.cli.status import status
 
 if TYPE_CHECKING:
     from headrace.compress.pipeline import Judging
 
-HELP = "quantize a model into a folder, with a card of what that did to it"
+HELP = "quantize a model into a folder or a GGUF file, with a card of what that did to it"
+
+_SHARD_BYTES = 5 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to quantize")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder to make; must not exist")
-    parser.add_argument("--format", default="int4-g32", help="int4-g32, int8-channel, fp8-block, … (default: int4-g32)")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the folder, or the .gguf file, to make; must not exist"
+    )
+    parser.add_argument(
+        "--format",
+        help="int4-g32, int8-channel, fp8-block, … (default: int4-g32); for a .gguf q8_0, q4_0, q4_1 (default: q4_0)",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        type=memory_size,
+        metavar="SIZE",
+        help="of one safetensors file of a folder, as 2GiB (default: 5GiB)",
+    )
     parser.add_argument("--method", default="gptq", help="rtn, gptq or awq (default: gptq)")
     parser.add_argument(
         "--ignore", action="append", default=[], metavar="PATTERN", help="leave matching matrices (repeatable)"
@@ -41,14 +54,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if (args.output is None) == (args.compare is None):
-        raise InvalidRequestError("Say what to do.", "Give either -o DIR to write a model, or --compare RECIPES.")
+        raise InvalidRequestError("Say what to do.", "Give either -o OUT to write a model, or --compare RECIPES.")
     judging = _judging(args)
     if args.compare is not None:
         return _compare(args, judging)
     from headrace.compress.pipeline import quantize_model
     from headrace.compress.recipe import Recipe
 
-    recipe = Recipe(format=args.format, method=args.method, ignore=tuple(args.ignore), logits=args.logits)
+    format_name = args.format or ("q4_0" if args.output.suffix == ".gguf" else "int4-g32")
+    if args.output.suffix == ".gguf" and args.max_shard_size is not None:
+        raise InvalidRequestError("A GGUF file is written whole.", "Leave --max-shard-size out, or write a folder.")
+    recipe = Recipe(format=format_name, method=args.method, ignore=tuple(args.ignore), logits=args.logits)
     card = quantize_model(
         args.model,
         args.output,
@@ -56,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         judging,
         command=["headrace", *sys.argv[1:]],
         progress=status,
+        max_shard_bytes=_SHARD_BYTES if args.max_shard_size is None else args.max_shard_size,
     )
     status()
     print(card.to_markdown())

@@ -6,7 +6,15 @@ from fnmatch import fnmatchcase
 
 from headrace.base.errors import InvalidRequestError
 from headrace.graph.ir import Graph
-from headrace.numerics.schemes import IntegerScheme, WeightScheme, group_size_in, scheme_named
+from headrace.numerics.schemes import (
+    GGUF_NAMES,
+    Float8Scheme,
+    GgufScheme,
+    IntegerScheme,
+    Scheme,
+    group_size_in,
+    scheme_named,
+)
 
 METHODS = ("rtn", "gptq", "awq")
 
@@ -33,17 +41,25 @@ class Recipe:
         if self.method not in METHODS:
             raise InvalidRequestError(f"Method {self.method!r} is not known.", f"Use one of {', '.join(METHODS)}.")
         scheme = scheme_named(self.format)
-        if self.logits is not None:
-            scheme_named(self.logits)
-        if self.method == "gptq" and not isinstance(scheme, IntegerScheme):
+        if self.logits is not None and isinstance(scheme_named(self.logits), GgufScheme) != self.is_gguf:
+            raise InvalidRequestError(
+                f"{self.format} and {self.logits} are not held by the same kind of file.",
+                f"Use two of GGUF's ({', '.join(GGUF_NAMES)}), or none of them.",
+            )
+        if self.method == "gptq" and not isinstance(scheme, IntegerScheme | GgufScheme):
             raise InvalidRequestError(f"GPTQ does not round to {self.format}.", "Use an integer format, or rtn.")
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it makes a GGUF file; else a folder."""
+        return isinstance(scheme_named(self.format), GgufScheme)
 
     @property
     def title(self) -> str:
         """Short, for tables: ``int4-g32 gptq``."""
         return f"{self.format} {self.method}"
 
-    def schemes(self, graph: Graph) -> dict[str, WeightScheme]:
+    def schemes(self, graph: Graph) -> dict[str, Scheme]:
         """The scheme of every parameter that shall be quantized, in the graph's order.
 
         Raises InvalidRequestError for a pattern that matches no matrix, or groups that do not divide one.
@@ -54,7 +70,7 @@ class Recipe:
                 raise InvalidRequestError(
                     f"The pattern {pattern!r} matches no matrix.", f"Names are like {_examples(matrices)}."
                 )
-        found: dict[str, WeightScheme] = {}
+        found: dict[str, Scheme] = {}
         for name in matrices:
             format_name = self.logits if name in graph.logits_params else self.format
             if format_name is not None and not any(fnmatchcase(name, pattern) for pattern in self.ignore):
@@ -69,10 +85,13 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join([*names[:2], names[-1]])
 
 
-def _check_groups(graph: Graph, schemes: dict[str, WeightScheme]) -> None:
+def _check_groups(graph: Graph, schemes: dict[str, Scheme]) -> None:
     for name, scheme in schemes.items():
-        if isinstance(scheme, IntegerScheme):
+        if not isinstance(scheme, Float8Scheme):
             try:
                 group_size_in(scheme, graph.params[name].shape[1])
             except InvalidRequestError as error:
-                raise InvalidRequestError(f"{name}: {error.cause}", f"{error.remedy} Or ignore it.") from error
+                remedy = f"{error.remedy} Or ignore it."
+                if not isinstance(scheme, IntegerScheme):
+                    remedy = f"Ignore it (--ignore {name}), or use an integer format with groups that do."
+                raise InvalidRequestError(f"{name}: {error.cause}", remedy) from error
