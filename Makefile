@@ -6,6 +6,7 @@ CXX    ?= c++
 PORT   ?= 8000
 MODEL  ?= smollm2-135m
 CORE_MB ?= 700   # free space that the core, the build and the model take at most
+GPU_SITE ?= build/gpu
 DEV_MB  ?= 4000  # and with torch and the rest of what the tests need
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
@@ -15,7 +16,7 @@ CORE   := $(VENV)/.core
 DEV    := $(VENV)/.dev
 MODELS := $(VENV)/.models
 
-.PHONY: help serve demo test lint format bench build clean
+.PHONY: help serve demo test lint format bench gpu build clean
 
 help:
 	@echo "make serve    build everything and serve $(MODEL) on port $(PORT) (OpenAI API)"
@@ -23,6 +24,7 @@ help:
 	@echo "make test     install what the tests need and run them all"
 	@echo "make lint     ruff, mypy, clang-format, hadolint"
 	@echo "make bench    measure the kernels, the engine and a start on this machine"
+	@echo "make gpu      test and measure what runs on a GPU, with the torch that PYTHON has"
 
 # $(call require_space,MB): say so before anything is written, not in the middle of it
 require_space = free=$$(df -Pm $(CURDIR) | awk 'NR == 2 {print $$4}'); \
@@ -84,6 +86,14 @@ bench: $(CORE) $(MODELS)
 	$(BIN)/headrace bench prefill $(MODEL) --repeats 3
 	$(BIN)/headrace bench startup $(MODEL)
 	$(BIN)/python benchmarks/scheduler.py
+
+# Not from .venv, whose torch computes on the CPU: PYTHON brings a torch for its GPU, and is left as it is, but for its own
+# build of the core.
+gpu:
+	@$(PYTHON) -c 'import torch; assert torch.cuda.is_available(), f"torch {torch.__version__} sees no GPU"'
+	CXX=$(CXX) $(PYTHON) -m pip install --quiet --no-deps --no-build-isolation --target $(GPU_SITE) --upgrade .
+	PYTHONPATH=$(GPU_SITE):$$PYTHONPATH $(PYTHON) -m pytest -q tests/gpu
+	PYTHONPATH=$(GPU_SITE):$$PYTHONPATH $(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis $(CORE) $(DEV)

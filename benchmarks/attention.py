@@ -1,10 +1,13 @@
 """Time attention as a step has it (keys and values written, scores, sums, joins and the barriers between).
 
-    python benchmarks/attention.py [--isa NAME] [--threads N] [--kv-format bf16,f32] [--only decode|prefill]
+    python benchmarks/attention.py [--isa NAME] [--threads N] [--kv-format bf16,int8] [--only decode|prefill]
+                                   [--rounds N] [--shape NAME]
 
 Decode: one row for each of some sequences, 8,192 cached tokens in all; GB/s of cached keys and values, beside what
 plain reads of as many bytes reach, over enough layers that each finds its cache beyond L2. Prefill: one prompt; GFLOP/s
-of the pairs that causal attention needs. Each figure is the best of many runs.
+of the pairs that causal attention needs. Formats take turns within each round; a time is the median of the rounds', and
+beside it stands how many times as fast as the first format that is, the median of the rounds' ratios and their range.
+With one thread the time is what the processor gave it: on a busy machine the figures to trust.
 """
 
 import argparse
@@ -76,8 +79,8 @@ class Bench:
         plan.embed(self.table, 1.0, columns(0, width))
         out = _native.View(begin=split, end=end, ld=q, column=0, features=q, sampled=False)
         for layer in range(self.layers):
-            views = (columns(0, q), columns(q, k), columns(q + k, k), out)
-            plan.attention(*views, layer, heads, kv_heads, dim, window, dim**-0.5)
+            queries, keys, values = columns(0, q), columns(q, k), columns(q + k, k)
+            plan.attention(queries, -1, keys, -1, values, out, layer, heads, kv_heads, dim, window, dim**-0.5)
         return plan
 
     def run(self, plan: _native.Plan, sequences: int, rows: int, context: int) -> None:
@@ -94,43 +97,58 @@ class Bench:
             False,
         )
 
-    def seconds_per_layer(self, sequences: int, rows: int, context: int, budget: float = 0.4) -> float:
-        """The least of the runs that fit in `budget` seconds, of five at least."""
-        self.run(self.fill, sequences, context, context)
-        best, end, runs = np.inf, time.perf_counter() + budget, 0
-        while time.perf_counter() < end or runs < 5:
-            start = time.perf_counter()
-            self.run(self.plan, sequences, rows, context)
-            best, runs = min(best, time.perf_counter() - start), runs + 1
-        return best / self.layers
+    def seconds_per_layer(self, sequences: int, rows: int, context: int) -> float:
+        """Of one run."""
+        clock = time.thread_time if self.threads == 1 else time.perf_counter
+        start = clock()
+        self.run(self.plan, sequences, rows, context)
+        return (clock() - start) / self.layers
 
 
-def decode(shape: tuple[str, int, int, int], kv_format: str, isa: str, threads: int) -> None:
-    name, _, kv_heads, dim = shape
+def in_turn(benches: list[Bench], rounds: int, sequences: int, rows: int, context: int) -> np.ndarray:
+    """Seconds per layer ``[rounds, benches]``, after one run of each that does not count."""
+    for bench in benches:
+        bench.run(bench.fill, sequences, context, context)
+        bench.run(bench.plan, sequences, rows, context)
+    return np.array([[bench.seconds_per_layer(sequences, rows, context) for bench in benches] for _ in range(rounds)])
+
+
+def report(benches: list[Bench], seconds: np.ndarray, what: str, unit: str, amounts: list[float]) -> None:
+    """A line for each format: the time, `amounts` per second in `unit`, and the speed against the first's."""
+    for i, (bench, amount) in enumerate(zip(benches, amounts, strict=True)):
+        ratios, middle = seconds[:, 0] / seconds[:, i], np.median(seconds[:, i])
+        faster = f"{np.median(ratios):>5.2f} x ({ratios.min():.2f} to {ratios.max():.2f})"
+        print(
+            f"{bench.shape[0]:>14} {bench.kv_format:>5} {what:<20} {middle * 1e6:>11.1f} us "
+            f"{amount / middle / 1e9:>7.1f} {unit}  {faster}",
+            flush=True,
+        )
+
+
+def decode(shape: tuple[str, int, int, int], kv_formats: list[str], isa: str, threads: int, rounds: int) -> None:
+    _, _, kv_heads, dim = shape
     tokens = max(sequences * context for sequences, context in DECODE)
-    layer_bytes = tokens // BLOCK_SIZE * kv_bytes_per_block([KVLayer(kv_heads, dim)], BLOCK_SIZE, kv_format)
-    layers = max(1, WORKING_SET // layer_bytes)
-    bench = Bench(shape, kv_format, isa, threads, tokens, layers)
-    limit = _native.read_bandwidth(layers * layer_bytes, threads) / 1e9
+    layer = [KVLayer(kv_heads, dim)]
+    sizes = [tokens // BLOCK_SIZE * kv_bytes_per_block(layer, BLOCK_SIZE, name) for name in kv_formats]
+    benches = [
+        Bench(shape, name, isa, threads, tokens, max(1, WORKING_SET // size))
+        for name, size in zip(kv_formats, sizes, strict=True)
+    ]
+    for bench, size in zip(benches, sizes, strict=True):
+        limit = _native.read_bandwidth(bench.layers * size, threads) / 1e9
+        print(f"{shape[0]:>14} {bench.kv_format:>5} plain reads of {bench.layers * size >> 20} MiB {limit:>7.1f} GB/s")
     for sequences, context in DECODE:
-        seconds = bench.seconds_per_layer(sequences, 1, context)
-        rate = layer_bytes / seconds / 1e9
-        print(
-            f"{name:>14} {kv_format:>5} decode {sequences:>3} x {context:>5} {seconds * 1e6:>9.1f} us "
-            f"{rate:>7.1f} GB/s {rate / limit:>5.0%} of {limit:.1f}"
-        )
+        seconds = in_turn(benches, rounds, sequences, 1, context)
+        report(benches, seconds, f"decode {sequences:>3} x {context:>5}", "GB/s", [float(size) for size in sizes])
 
 
-def prefill(shape: tuple[str, int, int, int], kv_format: str, isa: str, threads: int) -> None:
-    name, heads, _, dim = shape
-    bench = Bench(shape, kv_format, isa, threads, max(PREFILL), 1)
+def prefill(shape: tuple[str, int, int, int], kv_formats: list[str], isa: str, threads: int, rounds: int) -> None:
+    _, heads, _, dim = shape
+    benches = [Bench(shape, name, isa, threads, max(PREFILL), 1) for name in kv_formats]
     for context in PREFILL:
-        seconds = bench.seconds_per_layer(1, context, context)
-        flops = 4 * heads * dim * context * (context + 1) // 2
-        print(
-            f"{name:>14} {kv_format:>5} prefill {context:>9} {seconds * 1e6:>11.1f} us "
-            f"{flops / seconds / 1e9:>7.1f} GFLOP/s"
-        )
+        seconds = in_turn(benches, rounds, 1, context, context)
+        flops = 4.0 * heads * dim * context * (context + 1) // 2
+        report(benches, seconds, f"prefill {context:>9}", "GFLOP/s", [flops] * len(benches))
 
 
 def main() -> None:
@@ -139,13 +157,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=_native.available_cores())
     parser.add_argument("--kv-format", default="bf16", help="formats, separated by commas")
     parser.add_argument("--only", choices=["decode", "prefill"])
+    parser.add_argument("--shape", choices=[shape[0] for shape in SHAPES], help="one of the shapes alone")
+    parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    print(f"{arguments.isa}, {arguments.threads} threads")
-    for kv_format in arguments.kv_format.split(","):
-        for shape in SHAPES:
-            for kind, measure in (("decode", decode), ("prefill", prefill)):
-                if arguments.only in (None, kind):
-                    measure(shape, kv_format, arguments.isa, arguments.threads)
+    print(f"{arguments.isa}, {arguments.threads} threads, {arguments.rounds} rounds")
+    for shape in SHAPES:
+        for kind, measure in (("decode", decode), ("prefill", prefill)):
+            if arguments.only in (None, kind) and arguments.shape in (None, shape[0]):
+                measure(shape, arguments.kv_format.split(","), arguments.isa, arguments.threads, arguments.rounds)
 
 
 if __name__ == "__main__":

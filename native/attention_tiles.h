@@ -8,6 +8,10 @@ namespace headrace {
 namespace {
 
 constexpr int kTileVectors = kTileKeys / kLanes;
+// Whether cached values of that type are multiples of a scale of their token and KV head.
+template <typename T>
+constexpr bool is_scaled = std::is_same_v<T, E4m3>;
+
 // Queries and vectors summed at once.
 #if defined(__AVX512F__)
 constexpr int kBatch = 6, kBlock = 4;  // 24 of 32 registers

@@ -163,8 +163,15 @@ AttentionShape shape_of(const Runtime& runtime, int32_t num_heads, int32_t num_k
 }
 
 KvFormat kv_format_named(const std::string& name) {
-  if (name == "int8") return KvFormat::int8;
-  return name == "f32" ? KvFormat::f32 : KvFormat::bf16;
+  constexpr std::pair<const char*, KvFormat> kNames[] = {{"f32", KvFormat::f32},
+                                                         {"bf16", KvFormat::bf16},
+                                                         {"fp8", KvFormat::fp8},
+                                                         {"int8", KvFormat::int8},
+                                                         {"int4", KvFormat::int4}};
+  for (const auto& [known, format] : kNames) {
+    if (name == known) return format;
+  }
+  throw std::invalid_argument("'" + name + "' is no format of cached keys and values");
 }
 
 nb::dict describe(const Runtime& runtime, int linear) {
@@ -200,17 +207,19 @@ nb::object read_rows(Plan& plan, const View& view, int64_t rows) {
       copy, {static_cast<size_t>(rows), static_cast<size_t>(view.features)}, owner));
 }
 
-// What was packed, as bytes that keep the runtime alive.
-nb::object pack(nb::object runtime) {
-  Runtime& self = nb::cast<Runtime&>(runtime);
-  size_t bytes = 0;
-  const uint8_t* packed = nullptr;
+// What was packed, as bytes that stay what they are: an exchange of weights does not take them away from who reads
+// them.
+nb::object pack(Runtime& runtime) {
+  using Shared = std::shared_ptr<const Pages>;
+  std::unique_ptr<Shared> pages;
   {
     const nb::gil_scoped_release release;
-    bytes = self.pending_bytes();
-    packed = self.pack();
+    pages = std::make_unique<Shared>(runtime.pack());
   }
-  return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(packed, {bytes}, runtime));
+  const Pages& packed = **pages;
+  nb::capsule owner(pages.get(), [](void* kept) noexcept { delete static_cast<Shared*>(kept); });
+  static_cast<void>(pages.release());
+  return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(packed.data(), {packed.size()}, owner));
 }
 
 void bind_runtime(nb::module_& m) {

@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
-#include <sstream>
+#include <cstdio>
+#include <memory>
+#include <optional>
 #include <thread>
 
 #ifdef __linux__
@@ -23,11 +24,25 @@ void stay_on(const std::vector<int>& cpus) {
 }
 #endif
 
+// A small file's text, if it is there. Not by way of a stream: those ask the locale how numbers look, and where a
+// second copy of libstdc++ is in the process (linked in statically, or another package's) the two may mix their locales
+// up and crash.
+std::optional<std::string> text_of(const std::string& path) {
+  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path.c_str(), "r"), &std::fclose);
+  if (!file) return std::nullopt;
+  std::string text;
+  char part[1024];
+  while (const size_t length = std::fread(part, 1, sizeof part, file.get())) text.append(part, length);
+  return text;
+}
+
 // The path of this process's group in the v2 hierarchy (`controller` empty) or in that of a v1 controller: lines of
 // /proc/self/cgroup are "number:controllers:path".
 std::string group_path(const std::string& root, const std::string& controller) {
-  std::ifstream file(root + "/proc/self/cgroup");
-  for (std::string line; std::getline(file, line);) {
+  const std::string text = text_of(root + "/proc/self/cgroup").value_or("");
+  for (size_t begin = 0, end; begin < text.size(); begin = end + 1) {
+    end = std::min(text.find('\n', begin), text.size());
+    const std::string line = text.substr(begin, end - begin);
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = "," + line.substr(first + 1, second - first - 1) + ",";
@@ -40,14 +55,15 @@ std::string group_path(const std::string& root, const std::string& controller) {
 
 // Cores' worth that one group grants; 0 if it sets no limit or is not there.
 double quota_of(const std::string& group) {
-  double quota = 0, period = 0;
-  if (std::ifstream v2(group + "/cpu.max"); v2) {
-    if (!(v2 >> quota >> period)) return 0;  // "max 100000"
-  } else if (!(std::ifstream(group + "/cpu.cfs_quota_us") >> quota &&
-               std::ifstream(group + "/cpu.cfs_period_us") >> period)) {
-    return 0;
+  long long quota = 0, period = 0;
+  if (const auto v2 = text_of(group + "/cpu.max")) {
+    if (std::sscanf(v2->c_str(), "%lld %lld", &quota, &period) != 2) return 0;  // "max 100000"
+  } else {
+    const auto v1 = [&](const char* name) { return text_of(group + name).value_or(""); };
+    if (std::sscanf(v1("/cpu.cfs_quota_us").c_str(), "%lld", &quota) != 1) return 0;
+    if (std::sscanf(v1("/cpu.cfs_period_us").c_str(), "%lld", &period) != 1) return 0;
   }
-  return quota > 0 && period > 0 ? quota / period : 0;  // v1 says -1 for no limit
+  return quota > 0 && period > 0 ? static_cast<double>(quota) / static_cast<double>(period) : 0;  // v1's -1: no limit
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
   void scale(float*, int64_t, float);                                                                 \
   void write_kv(const AttentionShape&, const KvLayer&, int32_t, int32_t, const float*, const float*); \
   void attend(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);                   \
+  void attend_integers(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);          \
   void join(const float*, int64_t, int64_t, int32_t, float*, float*);                                 \
   Peak peak(const float*, int64_t);                                                                   \
   double sum_exp(const float*, int64_t, double);                                                      \
@@ -30,3 +31,4 @@
 HEADRACE_DECLARE_KERNELS(portable)
 HEADRACE_DECLARE_KERNELS(avx2)
 HEADRACE_DECLARE_KERNELS(avx512)
+HEADRACE_DECLARE_KERNELS(avx512_vnni)

@@ -11,18 +11,22 @@
 
 namespace headrace {
 
-enum class KvFormat : uint8_t { f32, bf16, int8 };
+enum class KvFormat : uint8_t { f32, bf16, fp8, int8, int4 };
 enum class GluActivation : uint8_t { silu, gelu_tanh };
 
-// Whether cached values of that type are multiples of a scale of their token and KV head.
-template <typename T>
-constexpr bool is_scaled = false;
-template <>
-inline constexpr bool is_scaled<int8_t> = true;
+// Features of a head of one token that share a scale and a lowest value in int4.
+constexpr int32_t kInt4Group = 32;
 
-// One layer's attention, and how its KV blocks lie in memory. In a block, keys are [kv_head][head_dim][block_size] (a
-// vector holds one feature of 16 tokens: no sums across lanes) and values are [kv_head][block_size][head_dim]; scales
-// of either are f32 [kv_head][block_size].
+// The largest head of integers: longer sums of products may not fit 32 bits.
+constexpr int32_t kMaxIntegerHeadDim = 1024;
+
+// One layer's attention, and how its KV blocks lie in memory. See headrace.executors.kv_layout for their sizes.
+//
+// In a block, keys are a matrix [head_dim][block_size] of each KV head (a vector holds one feature of 16 tokens: no
+// sums across lanes) and values one [block_size][head_dim]. Rows of integers lie in pairs: [rows / 2][columns][2], so
+// that one instruction multiplies and sums two; int4 has each pair in a byte, its first in the lower half. A scale
+// takes four bytes: [kv_head][block_size], an f32, or in int4 [kv_head][group][block_size], a bf16 scale in the upper
+// half and the value of code 0, bf16, in the lower.
 struct AttentionShape {
   int32_t num_heads, num_kv_heads, head_dim, block_size;
   int32_t window;  // keys that a query sees, itself included; 0: all before it
@@ -30,16 +34,39 @@ struct AttentionShape {
   KvFormat format;
 
   int32_t group() const { return num_heads / num_kv_heads; }
-  // Values that one KV head's keys take in a block; its values take as many.
-  int64_t head_values() const { return int64_t{head_dim} * block_size; }
 };
+
+// Bytes that the keys of one head take in a block, as its values do: integers in whole pairs.
+constexpr int64_t kv_head_bytes(KvFormat format, int32_t head_dim, int32_t block_size) {
+  const int64_t values = int64_t{head_dim} * block_size;
+  const int64_t paired = (int64_t{head_dim} + 1) / 2 * 2 * ((int64_t{block_size} + 1) / 2 * 2);
+  switch (format) {
+    case KvFormat::f32:
+      return 4 * values;
+    case KvFormat::bf16:
+      return 2 * values;
+    case KvFormat::fp8:
+      return values;
+    case KvFormat::int8:
+      return paired;
+    case KvFormat::int4:
+      return paired / 2;
+  }
+  __builtin_unreachable();
+}
+
+// Scales of one head of one token's key, or of its value.
+constexpr int64_t kv_scales(KvFormat format, int32_t head_dim) {
+  if (format == KvFormat::int4) return (int64_t{head_dim} + kInt4Group - 1) / kInt4Group;
+  return format == KvFormat::fp8 || format == KvFormat::int8 ? 1 : 0;
+}
 
 // One layer's part of the KV pool: where its keys and values, and their scales, lie in block 0. A block holds all
 // layers, so what lies near in time lies near in memory, and one that moves (to another tier, to another machine) moves
 // as one piece.
 struct KvLayer {
   uint8_t *keys, *values;
-  uint8_t *key_scales, *value_scales;  // nothing there unless the format is int8
+  uint8_t *key_scales, *value_scales;  // nothing there if the format has none
   int64_t block_bytes;                 // from one block to the next
 };
 
@@ -123,7 +150,7 @@ struct Kernels {
   void (*quantize_f32)(const IntegerGroups& groups, const float* values, int64_t count, uint8_t* blocks);
 };
 
-// The table for an available instruction set (AMX machines use the AVX-512 one).
+// The table for an available instruction set (AMX machines use that of AVX-512 with VNNI).
 const Kernels& kernels_for(Isa isa);
 
 }  // namespace headrace

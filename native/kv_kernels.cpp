@@ -1,9 +1,29 @@
 // Keys and values into their blocks. Compiled once per instruction set (see vectors.h).
 #include "kernel_table.h"
-#include "vectors.h"
+#include "kv_codes.h"
 
 namespace headrace::HEADRACE_KERNELS {
 namespace {
+
+constexpr float kLargest = 3.402823466e+38f;
+constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer, ties to even
+
+// The largest magnitude of n values; NaN if one of them is not finite.
+float peak_of(const float* x, int32_t n) {
+  float peak = 0.0f;
+  bool finite = true;
+  for (int32_t i = 0; i < n; ++i) {
+    const float size = __builtin_fabsf(x[i]);
+    peak = size > peak ? size : peak;
+    finite &= size <= kLargest;
+  }
+  return finite ? peak : __builtin_nanf("");
+}
+
+int32_t nearest_code(float ratio, float least, float most) {
+  const float low = ratio > least ? ratio : least, clamped = low < most ? low : most;
+  return static_cast<int32_t>((clamped + kRound) - kRound);
+}
 
 // How the features of one head of one token are stored; with the scale of that head where the format has one.
 template <typename T>
@@ -21,49 +41,105 @@ struct Narrow<uint16_t> {
   uint16_t operator()(float x) const { return to_bf16(x); }
 };
 
-// headrace.numerics.int8.quantize_int8, bit for bit.
+// headrace.numerics.kv_cache, bit for bit.
 template <>
-struct Narrow<int8_t> {
+struct Narrow<E4m3> {
   float scale;
-  bool usable;
 
-  Narrow(const float* x, int32_t n) {
-    float peak = 0.0f;
-    bool finite = true;
-    for (int32_t i = 0; i < n; ++i) {
-      const float size = __builtin_fabsf(x[i]);
-      peak = size > peak ? size : peak;
-      finite &= size <= 3.402823466e+38f;
+  Narrow(const float* x, int32_t n) : scale(peak_of(x, n) / 448.0f) {}
+  E4m3 operator()(float x) const { return scale > 0.0f ? to_e4m3(x / scale) : E4m3{0}; }
+};
+
+// As above: integers, whose scales are four bytes of whatever the format makes of them.
+template <typename Codes>
+struct NarrowGroup;
+
+template <>
+struct NarrowGroup<Int8Codes> {
+  float scale;
+
+  NarrowGroup(const float* x, int32_t n) : scale(peak_of(x, n) / 127.0f) {}
+  int32_t operator()(float x) const { return scale > 0.0f ? nearest_code(x / scale, -127.0f, 127.0f) : 0; }
+  uint32_t stored_scale() const { return std::bit_cast<uint32_t>(scale); }
+};
+
+template <>
+struct NarrowGroup<Int4Codes> {
+  uint16_t scale_bits, lowest_bits;
+  float scale, lowest;
+
+  NarrowGroup(const float* x, int32_t n) {
+    float least = x[0], most = x[0];
+    for (int32_t i = 1; i < n; ++i) {
+      least = x[i] < least ? x[i] : least;
+      most = x[i] > most ? x[i] : most;
     }
-    scale = finite ? peak / 127.0f : __builtin_nanf("");
-    usable = scale > 0.0f;
+    const bool finite = peak_of(x, n) <= kLargest;
+    lowest_bits = to_bf16(finite ? least : __builtin_nanf(""));
+    lowest = from_bf16(lowest_bits);
+    scale_bits = to_bf16((most - lowest) / 15.0f);
+    scale = from_bf16(scale_bits);
+    if (!(scale <= kLargest)) scale_bits = lowest_bits = to_bf16(__builtin_nanf(""));  // too wide to tell, or damaged
   }
-
-  int8_t operator()(float x) const {
-    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer, ties to even
-    if (!usable) return 0;
-    const float ratio = x / scale, low = ratio > -127.0f ? ratio : -127.0f, clamped = low < 127.0f ? low : 127.0f;
-    return static_cast<int8_t>((clamped + kRound) - kRound);
+  int32_t operator()(float x) const {
+    return scale > 0.0f && scale <= kLargest ? nearest_code((x - lowest) / scale, 0.0f, 15.0f) : 0;
   }
+  uint32_t stored_scale() const { return uint32_t{scale_bits} << 16 | lowest_bits; }
 };
 
 template <typename T>
 void write_as(const AttentionShape& shape, const KvLayer& layer, int32_t block, int32_t offset, const float* k,
               const float* v) {
-  const int64_t at = block * layer.block_bytes;
+  const int64_t at = block * layer.block_bytes, values_of_head = int64_t{shape.head_dim} * shape.block_size;
   T *keys = reinterpret_cast<T*>(layer.keys + at), *values = reinterpret_cast<T*>(layer.values + at);
   float* key_scales = reinterpret_cast<float*>(layer.key_scales + at);
   float* value_scales = reinterpret_cast<float*>(layer.value_scales + at);
   for (int32_t head = 0; head < shape.num_kv_heads; ++head, k += shape.head_dim, v += shape.head_dim) {
     const Narrow<T> key(k, shape.head_dim), value(v, shape.head_dim);
-    T *to_key = keys + head * shape.head_values() + offset,
-      *to_value = values + head * shape.head_values() + int64_t{offset} * shape.head_dim;
+    T *to_key = keys + head * values_of_head + offset,
+      *to_value = values + head * values_of_head + int64_t{offset} * shape.head_dim;
     for (int32_t d = 0; d < shape.head_dim; ++d) to_key[int64_t{d} * shape.block_size] = key(k[d]);
     for (int32_t d = 0; d < shape.head_dim; ++d) to_value[d] = value(v[d]);
-    if constexpr (is_scaled<T>) {
+    if constexpr (std::is_same_v<T, E4m3>) {
       key_scales[head * shape.block_size + offset] = key.scale;
       value_scales[head * shape.block_size + offset] = value.scale;
     }
+  }
+}
+
+// One head of one token, group by group; `place` says where feature d goes.
+template <typename Codes, typename Place>
+void write_head(const AttentionShape& shape, const float* x, uint8_t* codes, uint32_t* scales, Place place) {
+  const int32_t group = static_cast<int32_t>(Codes::group(shape.head_dim));
+  for (int32_t begin = 0; begin < shape.head_dim; begin += group, scales += shape.block_size) {
+    const int32_t end = begin + group < shape.head_dim ? begin + group : shape.head_dim;
+    const NarrowGroup<Codes> narrow(x + begin, end - begin);
+    for (int32_t d = begin; d < end; ++d) Codes::put(codes, place(d), narrow(x[d]));
+    *scales = narrow.stored_scale();
+  }
+}
+
+template <typename Codes>
+void write_codes(const AttentionShape& shape, const KvLayer& layer, int32_t block, int32_t offset, const float* k,
+                 const float* v) {
+  const int32_t dim = shape.head_dim;
+  const int64_t head_bytes = kv_head_bytes(shape.format, dim, shape.block_size);
+  const int64_t head_scales = kv_scales(shape.format, dim) * shape.block_size;
+  const int64_t at = block * layer.block_bytes;
+  float rotated[2 * kMaxIntegerHeadDim];
+  uint32_t* key_scales = reinterpret_cast<uint32_t*>(layer.key_scales + at) + offset;
+  uint32_t* value_scales = reinterpret_cast<uint32_t*>(layer.value_scales + at) + offset;
+  for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
+    const float* key = k + head * dim;
+    if (Codes::kRotated) {
+      __builtin_memcpy(rotated, key, dim * sizeof(float));
+      rotate_head(rotated, dim, rotated + dim);
+      key = rotated;
+    }
+    write_head<Codes>(shape, key, layer.keys + at + head * head_bytes, key_scales + head * head_scales,
+                      [&](int32_t d) { return CodePlace(d, offset, shape.block_size); });
+    write_head<Codes>(shape, v + head * dim, layer.values + at + head * head_bytes, value_scales + head * head_scales,
+                      [&](int32_t d) { return CodePlace(offset, d, dim); });
   }
 }
 
@@ -76,8 +152,12 @@ void write_kv(const AttentionShape& shape, const KvLayer& layer, int32_t block, 
       return write_as<float>(shape, layer, block, offset, k, v);
     case KvFormat::bf16:
       return write_as<uint16_t>(shape, layer, block, offset, k, v);
+    case KvFormat::fp8:
+      return write_as<E4m3>(shape, layer, block, offset, k, v);
     case KvFormat::int8:
-      return write_as<int8_t>(shape, layer, block, offset, k, v);
+      return write_codes<Int8Codes>(shape, layer, block, offset, k, v);
+    case KvFormat::int4:
+      return write_codes<Int4Codes>(shape, layer, block, offset, k, v);
   }
 }
 

@@ -241,7 +241,14 @@ int64_t WriteKvOp::num_chunks(const Replay& replay) const { return row_chunks(re
 
 void WriteKvOp::run(const Replay& replay, int64_t chunk, int worker) const {
   const Step& step = replay.step;
-  const auto [begin, end] = row_range(chunk, step.num_tokens, 4 * k.features);
+  // Two tokens of a pair may share bytes: who writes the first writes the second.
+  const auto is_second = [&](int64_t row) {
+    return row > 0 && row < step.num_tokens && step.positions[row] % shape.block_size % 2 == 1 &&
+           replay.schedule.sequence_of(row) == replay.schedule.sequence_of(row - 1);
+  };
+  auto [begin, end] = row_range(chunk, step.num_tokens, 4 * k.features);
+  begin += is_second(begin);
+  end += is_second(end);
   for (int64_t row = begin; row < end; ++row) {
     const int32_t* table = step.block_tables + int64_t{replay.schedule.sequence_of(row)} * step.table_width;
     const int32_t position = step.positions[row];

@@ -89,18 +89,20 @@ int Runtime::add_rotation(const std::vector<double>& inv_freq, double scale) {
 }
 
 void Runtime::reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers) {
-  // See headrace.executors.kv_layout.
-  const int64_t value_bytes = cache.format == KvFormat::f32 ? 4 : cache.format == KvFormat::bf16 ? 2 : 1;
-  const int64_t scale_bytes = cache.format == KvFormat::int8 ? sizeof(float) : 0;
   struct Part {
     int64_t values, scales;  // bytes of a layer's keys in a block, and of their scales; its values take as many
     int64_t bytes() const { return (2 * (values + scales) + 3) / 4 * 4; }  // so that all scales are aligned
   };
   std::vector<Part> parts;
   int64_t block_bytes = 0;
+  const bool integers = cache.format == KvFormat::int8 || cache.format == KvFormat::int4;
   for (const auto& [num_kv_heads, head_dim] : layers) {
-    const int64_t heads = int64_t{cache.block_size} * num_kv_heads;
-    block_bytes += parts.emplace_back(heads * head_dim * value_bytes, heads * scale_bytes).bytes();
+    if (integers && head_dim > kMaxIntegerHeadDim) {
+      throw std::invalid_argument("integer keys and values of heads beyond " + std::to_string(kMaxIntegerHeadDim));
+    }
+    const int64_t scales = cache.block_size * kv_scales(cache.format, head_dim) * int64_t{sizeof(float)};
+    const int64_t values = kv_head_bytes(cache.format, head_dim, cache.block_size);
+    block_bytes += parts.emplace_back(num_kv_heads * values, num_kv_heads * scales).bytes();
   }
   kv_pages_ = Pages(cache.num_blocks * block_bytes);
   uint8_t* at = kv_pages_.data();
@@ -129,7 +131,8 @@ std::vector<Runtime::Pending> Runtime::place(uint8_t* memory) {
 
 // Read rather than mapped: a file's pages are small, and decoding streams all of them at every step.
 bool Runtime::read_packed(int fd, int64_t offset, size_t piece, uint64_t expected) {
-  Pages memory(pending_bytes());
+  auto pages = std::make_shared<Pages>(pending_bytes());
+  const Pages& memory = *pages;
   std::vector<uint64_t> sums((memory.size() + piece - 1) / piece);
   pool.parallel_for(static_cast<int64_t>(sums.size()), [&](int64_t i) {
     const size_t begin = i * piece, bytes = std::min(piece, memory.size() - begin);
@@ -141,7 +144,7 @@ bool Runtime::read_packed(int fd, int64_t offset, size_t piece, uint64_t expecte
   for (const Pending& pending : place(memory.data())) {
     if (pending.mapped) release_mapped(pending.weight.data, pending.weight.out_features * pending.weight.row_bytes);
   }
-  packed_.push_back(std::move(memory));
+  packed_.push_back(std::move(pages));
   return true;
 }
 
@@ -160,13 +163,13 @@ void pack_columns(Linear& linear, const WeightView& weight, int64_t interleaved_
   linear.pack(view, begin, end);
 }
 
-const uint8_t* Runtime::pack() {
+std::shared_ptr<const Pages> Runtime::pack() {
   struct Piece {
     size_t pending;
     int64_t begin, end;
   };
-  uint8_t* memory = packed_.emplace_back(pending_bytes()).data();
-  const std::vector<Pending> added = place(memory);
+  packed_.push_back(std::make_shared<Pages>(pending_bytes()));
+  const std::vector<Pending> added = place(packed_.back()->data());
   std::vector<Piece> pieces;
   std::vector<std::atomic<int64_t>> left(added.size());  // pieces of each
   for (size_t i = 0; i < added.size(); ++i) {
@@ -193,7 +196,7 @@ const uint8_t* Runtime::pack() {
     }
   });
   if (error) std::rethrow_exception(error);
-  return memory;
+  return packed_.back();
 }
 
 uint8_t* Runtime::reserve_arena(size_t bytes) {

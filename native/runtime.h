@@ -76,12 +76,13 @@ class Runtime {
   int add_vector(const float* data, int64_t size);
   int add_rotation(const std::vector<double>& inv_freq, double scale);
 
-  // The KV pool for layers of (number of KV heads, head dimension), in their order. Throws std::bad_alloc.
+  // The KV pool for layers of (number of KV heads, head dimension), in their order. Throws std::bad_alloc, and
+  // std::invalid_argument for a head that is too large for integers.
   void reserve_kv(const std::vector<std::pair<int32_t, int32_t>>& layers);
 
-  // Pack every linear added since the last call, on all threads; returns where, `pending_bytes` long, the runtime's to
-  // keep. Throws what a kernel threw.
-  const uint8_t* pack();
+  // Pack every linear added since the last call, on all threads; returns where, `pending_bytes` long. Who keeps it may
+  // read it whatever becomes of the runtime and its weights. Throws what a kernel threw.
+  std::shared_ptr<const Pages> pack();
 
   // Instead of packing, read what an earlier `pack` of equal linears made: `pending_bytes` bytes of a file from
   // `offset` on, on all threads. False, and nothing changed, if they cannot be read or their checksums (those of each
@@ -128,8 +129,8 @@ class Runtime {
   std::vector<Format> formats_;   // of each linear, as it was stored
   std::vector<uint8_t*> places_;  // of each linear, in `packed_`
   std::vector<Pending> pending_;
-  std::vector<Pages> packed_;  // one for each call of `pack`
-  std::deque<Table> tables_;   // a deque: plans refer to its elements
+  std::vector<std::shared_ptr<const Pages>> packed_;  // one for each call of `pack`
+  std::deque<Table> tables_;                          // a deque: plans refer to its elements
   std::vector<std::vector<float>> vectors_;
   std::deque<Rotation> rotations_;
   Pages kv_pages_;

@@ -22,7 +22,7 @@ StagedWeights::StagedWeights(const Runtime& runtime)
     : tables_(runtime.tables_.begin(), runtime.tables_.end()), vectors_(runtime.vectors_), formats_(runtime.formats_) {
   size_t bytes = 0;
   for (const auto& linear : runtime.linears_) bytes += packed_room(*linear);
-  uint8_t* at = packed_.emplace_back(bytes).data();
+  uint8_t* at = packed_.emplace_back(std::make_shared<Pages>(bytes))->data();
   for (size_t i = 0; i < runtime.linears_.size(); ++i) {
     const Linear& linear = *runtime.linears_[i];
     packers_.push_back(

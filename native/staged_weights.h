@@ -29,7 +29,7 @@ class StagedWeights {
  private:
   std::vector<std::unique_ptr<Linear>> packers_;
   std::vector<uint8_t*> places_;
-  std::vector<Pages> packed_;
+  std::vector<std::shared_ptr<const Pages>> packed_;
   std::vector<Table> tables_;
   std::vector<std::vector<float>> vectors_;
   std::vector<Format> formats_;

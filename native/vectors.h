@@ -6,17 +6,25 @@
 // vectors longer than a register, and arrays in their place, GCC keeps in memory.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <type_traits>
 
-#ifdef __AVX2__
+#if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
 #endif
 
 namespace headrace {
 namespace {
 
 #define HEADRACE_INLINE inline __attribute__((always_inline, unused))
+
+// A byte that holds an 8-bit float: see headrace.numerics.float8.
+struct E4m3 {
+  uint8_t code;
+};
 
 #if defined(__AVX512F__)
 constexpr int kRegisterBytes = 64;
@@ -72,6 +80,7 @@ HEADRACE_OPERATOR(/)
 HEADRACE_OPERATOR(&)
 HEADRACE_OPERATOR(|)
 HEADRACE_OPERATOR(<<)
+HEADRACE_OPERATOR(>>)
 HEADRACE_OPERATOR(<)
 HEADRACE_OPERATOR(<=)
 HEADRACE_OPERATOR(>)
@@ -118,6 +127,15 @@ HEADRACE_INLINE To bits_as(From x) {
   }
 }
 
+template <typename To, typename From>
+HEADRACE_INLINE To convert(From x) {
+  if constexpr (is_two<To>) {
+    return {convert<decltype(To::a)>(x.a), convert<decltype(To::b)>(x.b)};
+  } else {
+    return __builtin_convertvector(x, To);
+  }
+}
+
 template <typename V, typename T>
 HEADRACE_INLINE V spread(T x) {
   if constexpr (is_two<V>) {
@@ -159,6 +177,21 @@ HEADRACE_INLINE Register load_register(const int8_t* p) {
 }
 #endif
 
+// e4m3 (see headrace.numerics.float8); 480 where it should be NaN, which no cached value is.
+template <typename Register>
+HEADRACE_INLINE Register load_register(const E4m3* p) {
+  using Wide = Lanes<int32_t, sizeof(Register) / sizeof(float)>;
+  Wide codes;
+#if defined(__AVX512F__)
+  codes = (Wide)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+  codes = (Wide)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#else
+  codes = load_register<Wide>(reinterpret_cast<const uint8_t*>(p));
+#endif
+  return bits_as<Register>((codes & 0x7F) << 20 | (codes & 0x80) << 24) * 0x1p120f;
+}
+
 // As many values as V has lanes, converted to its type.
 template <typename V, typename T>
 HEADRACE_INLINE V load_lanes(const T* p) {
@@ -181,6 +214,81 @@ HEADRACE_INLINE void store(Lane<V>* p, V v) {
     store(p + sizeof(V) / 2 / sizeof(Lane<V>), v.b);
   } else {
     __builtin_memcpy(p, &v, sizeof v);
+  }
+}
+
+// Lanes of two 16-bit integers each: sixteen pairs of neighbouring 8-bit integers, sign-extended,
+template <typename V = i32x16>
+HEADRACE_INLINE V load_pairs(const int8_t* p) {
+  if constexpr (is_two<V>) {
+    return {load_pairs<decltype(V::a)>(p), load_pairs<decltype(V::b)>(p + sizeof(V) / 4)};
+  } else {
+#if defined(__AVX512F__)
+    return (V)_mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+    return (V)_mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__SSE2__)
+    const __m128i bytes = _mm_loadl_epi64((const __m128i*)p);
+    return (V)_mm_srai_epi16(_mm_unpacklo_epi8(bytes, bytes), 8);
+#else
+    const V both = load_register<V>(reinterpret_cast<const int16_t*>(p));
+    return ((both << 24 >> 24) & 0xFFFF) | (both >> 8 << 16);
+#endif
+  }
+}
+
+// or sixteen bytes of two integers in four bits, the first in the lower half.
+template <typename V = i32x16>
+HEADRACE_INLINE V load_nibble_pairs(const uint8_t* p) {
+  if constexpr (is_two<V>) {
+    return {load_nibble_pairs<decltype(V::a)>(p), load_nibble_pairs<decltype(V::b)>(p + sizeof(V) / 8)};
+  } else {
+#if defined(__AVX512F__)
+    const V bytes = (V)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p));
+#elif defined(__AVX2__)
+    const V bytes = (V)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p));
+#elif defined(__SSE2__)
+    const __m128i zero = _mm_setzero_si128(), four = _mm_loadu_si32(p);
+    const V bytes = (V)_mm_unpacklo_epi16(_mm_unpacklo_epi8(four, zero), zero);
+#else
+    const V bytes = load_register<V>(p);
+#endif
+    return (bytes | bytes << 12) & 0x000F000F;
+  }
+}
+
+// acc + the products of the two 16-bit integers of each lane of a with those of b. Exact while it fits in a lane.
+template <typename V>
+HEADRACE_INLINE V add_products(V acc, V a, V b) {
+  if constexpr (is_two<V>) {
+    return {add_products(acc.a, a.a, b.a), add_products(acc.b, a.b, b.b)};
+  } else {
+#if defined(__AVX512VNNI__)
+    return (V)_mm512_dpwssd_epi32((__m512i)acc, (__m512i)a, (__m512i)b);
+#elif defined(__AVX512F__)
+    return acc + (V)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+    return acc + (V)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#elif defined(__SSE2__)
+    return acc + (V)_mm_madd_epi16((__m128i)a, (__m128i)b);
+#else
+    return acc + (a << 16 >> 16) * (b << 16 >> 16) + (a >> 16) * (b >> 16);
+#endif
+  }
+}
+
+HEADRACE_INLINE f32x16 to_f32(i32x16 x) { return convert<f32x16>(x); }
+
+// The lower 16 bits of each lane.
+template <typename V>
+HEADRACE_INLINE void store_low16(int16_t* p, V v) {
+  if constexpr (is_two<V>) {
+    store_low16(p, v.a);
+    store_low16(p + sizeof(V) / 2 / sizeof(int32_t), v.b);
+  } else {
+    typedef int16_t Stored __attribute__((vector_size(sizeof(V) / 2)));
+    const Stored stored = __builtin_convertvector(v, Stored);
+    __builtin_memcpy(p, &stored, sizeof stored);
   }
 }
 
@@ -218,7 +326,7 @@ HEADRACE_INLINE V max(V a, V b) {
 
 // Reduce lanes in one fixed order on every machine: halves onto each other.
 template <typename V, typename Combine>
-HEADRACE_INLINE float reduce(V v, Combine combine) {
+HEADRACE_INLINE Lane<V> reduce(V v, Combine combine) {
   if constexpr (is_two<V>) {
     return reduce(combine(v.a, v.b), combine);
   } else if constexpr (sizeof(V) == 64) {
@@ -238,6 +346,9 @@ HEADRACE_INLINE float sum(f32x16 v) {
   return reduce(v, [](auto a, auto b) { return a + b; });
 }
 HEADRACE_INLINE float max(f32x16 v) {
+  return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
+}
+HEADRACE_INLINE int32_t max(i32x16 v) {
   return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
 }
 
@@ -312,6 +423,21 @@ HEADRACE_INLINE uint16_t to_bf16(float x) {
   __builtin_memcpy(&bits, &x, sizeof bits);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
   return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+HEADRACE_INLINE float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
+
+// To e4m3, likewise; what is larger than 448 becomes 448. Not of a NaN.
+HEADRACE_INLINE E4m3 to_e4m3(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x), all = bits & 0x7FFFFFFFu;
+  const uint32_t magnitude = all < 0x43E00000u ? all : 0x43E00000u;  // 448
+  uint32_t code;
+  if (magnitude < 0x3C800000u) {  // 2^-6: a multiple of 2^-9
+    code = static_cast<uint32_t>(std::bit_cast<float>(magnitude) * 512.0f + 12582912.0f - 12582912.0f);
+  } else {
+    code = ((magnitude + (0x7FFFFu + (magnitude >> 20 & 1u))) >> 20) - (120u << 3);
+  }
+  return {static_cast<uint8_t>(code | (bits >> 24 & 0x80u))};
 }
 
 }  // namespace

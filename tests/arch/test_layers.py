@@ -33,7 +33,7 @@ HEAVY = {
     "torch": {"executors", "numerics/fake_quantize.py", "align", "compress", "train"},
     "triton": {"executors"},
     "ray": set(),
-    "transformers": set(),
+    "transformers": {"align/huggingface.py"},
     "fastapi": {"serve"},
     "uvicorn": {"serve"},
     "starlette": {"serve"},

@@ -192,3 +192,15 @@ def test_mid_stream_failure_is_an_api_error():
         stream = client.chat.completions.create(model="fake", messages=MESSAGES, stream=True)
         with pytest.raises(openai.APIError, match="The step failed"):
             list(stream)
+
+
+def test_logprobs_of_a_prompt(client, model):
+    prompt = [72, 105, 33]
+    reply = client.completions.create(model=model, prompt=prompt, max_tokens=0, temperature=0, echo=True, logprobs=2)
+    (choice,) = reply.choices
+    found = choice.logprobs
+    assert len(found.tokens) == len(found.token_logprobs) == len(found.top_logprobs) == len(prompt)
+    assert found.token_logprobs[0] is None
+    for name, logprob, top in zip(found.tokens[1:], found.token_logprobs[1:], found.top_logprobs[1:], strict=True):
+        assert top[name] == logprob <= max(top.values())
+    assert (choice.text, reply.usage.completion_tokens) == ("".join(found.tokens), 0)

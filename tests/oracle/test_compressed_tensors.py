@@ -25,7 +25,7 @@ from headrace.formats.compressed_tensors_writer import write_compressed_tensors
 from headrace.numerics.float8 import f32_to_e4m3
 from headrace.numerics.quantize import quantize
 from headrace.numerics.rounding import round_to
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 from headrace.numerics.tensor import RawTensor
 from tests.support.checkpoints import part, write_hf_folder
 from tests.support.executors import EXECUTORS, executor_of
@@ -100,8 +100,11 @@ def draw_scales(module, generator):
 
 def decompressed(module, widen):
     """The weight that the package makes of a compressed module; if widened, with its arithmetic in float32."""
-    state = dict(module.named_parameters(recurse=False))
-    args = module.quantization_scheme
+    return decoded(dict(module.named_parameters(recurse=False)), module.quantization_scheme, widen)
+
+
+def decoded(state, args, widen):
+    """The weight that the package makes of a module's stored parts; if widened, with its arithmetic in float32."""
     compressor = BaseCompressor.get_value_from_registry(args.format)
     if widen and args.format in ("mxfp4-pack-quantized", "nvfp4-pack-quantized"):  # whose results it rounds to bf16
         rows, num_bytes = state["weight_packed"].shape
@@ -112,7 +115,7 @@ def decompressed(module, widen):
             global_scale=state.get("weight_global_scale"),
         )
     if widen:
-        state["weight_scale"] = state["weight_scale"].float()
+        state = {**state, "weight_scale": state["weight_scale"].float()}
     return compressor.decompress(state, args)["weight"].detach()
 
 
@@ -215,15 +218,18 @@ WRITTEN = [
     Float8Scheme(block=(WHOLE, WHOLE)),
     Float8Scheme(block=(1, WHOLE), scale="bf16"),
     Float8Scheme(block=(40, 24)),
+    Mxfp4Scheme(),
+    Nvfp4Scheme(peak=0.75),
 ]
 
 
-def written(folder, schemes):
+def written(folder, schemes, **options):
     """A tiny model with its linear layers quantized and written by us: config.json comes from transformers.
 
     Args:
         folder: where to.
         schemes: of the layers' modules by the last part of their names; "" for all others.
+        options: of `write_compressed_tensors`.
     """
     model = make_model("llama")
     tensors, of = {}, {}
@@ -232,7 +238,7 @@ def written(folder, schemes):
         if param.ndim == 2 and "layers" in name:
             of[name] = schemes.get(name.split(".")[-2], schemes[""])
             tensors[name] = RawTensor.from_groups(quantize(param.detach().numpy(), of[name]))
-    write_compressed_tensors(folder, json.loads(model.config.to_json_string()), tensors, of)
+    write_compressed_tensors(folder, json.loads(model.config.to_json_string()), tensors, of, **options)
     return tensors
 
 
@@ -243,12 +249,9 @@ def assert_read_by_the_package(folder, tensors):
         module = name.removesuffix(".weight")
         args = next(g for g in config.config_groups.values() if {"Linear", module} & set(g.targets))
         parts = {key.removeprefix(module + "."): value for key, value in state.items() if key.startswith(module + ".")}
-        scale = parts["weight_scale"]
-        compressor = BaseCompressor.get_value_from_registry(args.format)
-        exact = compressor.decompress({**parts, "weight_scale": scale.float()}, args)["weight"]
-        assert_same_bits(tensors[name].to_f32(), exact.numpy())
-        narrow = compressor.decompress(parts, args)["weight"]
-        assert_same_bits(round_to(DTYPES[scale.dtype], tensors[name].to_f32()), narrow.float().numpy())
+        assert_same_bits(tensors[name].to_f32(), decoded(parts, args, widen=True).numpy())
+        narrow = decoded(parts, args, widen=False)
+        assert_same_bits(round_to(DTYPES[narrow.dtype], tensors[name].to_f32()), narrow.float().numpy())
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
@@ -264,18 +267,37 @@ def test_what_we_write(tmp_path, quantized_by):
     tokens = np.random.default_rng(0).integers(0, 320, 20).tolist()
     with torch.inference_mode():
         expected = model(torch.tensor([tokens])).logits[0].float().numpy()
-    for name in [name for name in tensors if "proj" in name]:  # which it rounds to the scale's type
+    scale_type = getattr(quantized_by, "scale", "bf16")
+    for name in [
+        name for name in tensors if "proj" in name
+    ]:  # which it rounds to the scale's type, 4-bit floats to bf16
         loaded = model.get_parameter(name).detach().float().numpy()
-        assert_same_bits(loaded, round_to(quantized_by.scale, tensors[name].to_f32()))
+        assert_same_bits(loaded, round_to(scale_type, tensors[name].to_f32()))
     with executor_of("torch", folder) as executor:
         found = Stepper(executor).logits({"a": tokens})["a"]
-    tolerance = 1e-4 if quantized_by.scale == "f32" else 2e-2
+    tolerance = 1e-4 if scale_type == "f32" else 2e-2
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
 def test_what_we_write_of_several_schemes(tmp_path):
     tensors = written(tmp_path / "out", {"": WRITTEN[0], "down_proj": WRITTEN[4], "o_proj": WRITTEN[6]})
     assert_read_by_the_package(tmp_path / "out", tensors)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_shards_as_transformers_reads_them(tmp_path):
+    logits = []
+    for name, max_bytes in (("whole", None), ("sharded", 20_000)):
+        written(tmp_path / name, {"": WRITTEN[0]}, max_shard_bytes=max_bytes)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / name,
+            dtype=torch.float32,
+            quantization_config=transformers.CompressedTensorsConfig(dequantize=True),
+        )
+        with torch.inference_mode():
+            logits.append(model(torch.arange(20)[None]).logits[0].numpy())
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 3
+    np.testing.assert_array_equal(*logits)
 
 
 def test_awq_as_its_converter_reads_it(tmp_path):

@@ -15,7 +15,7 @@ CHUNK = 64
 """Tokens of a step, so that most keys and values are read from the cache of earlier steps."""
 
 # Bounds in nats: mean KL divergence from f32, and the largest change of the logprob of a token that came next.
-BOUNDS = {"bf16": (1.5e-4, 0.4), "int8": (3e-3, 1.5)}
+BOUNDS = {"bf16": (1.5e-4, 0.4), "int8": (3e-3, 1.5), "fp8": (2e-2, 3.0), "int4": (0.1, 8.0)}
 
 
 @pytest.fixture(scope="module")

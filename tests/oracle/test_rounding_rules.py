@@ -6,10 +6,13 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle import forward
-from compressed_tensors.quantization.utils import calculate_qparams
+from compressed_tensors.quantization.quant_scheme import preset_name_to_scheme
+from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
 
-from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme
+from headrace.numerics.float4 import e2m1_to_f32
+from headrace.numerics.float8 import e4m3_to_f32
+from headrace.numerics.quantize import nvfp4_scales, quantize
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 
 VALUES = np.random.default_rng(0).standard_normal((50, 768)).astype(np.float32)
 
@@ -57,6 +60,22 @@ def test_float8_rows_are_compressed_tensors():
     found = quantize(VALUES, Float8Scheme(block=(1, WHOLE)))
     np.testing.assert_array_equal(found.scales, scales.numpy())
     np.testing.assert_array_equal(found.codes, codes.view(torch.uint8).numpy())
+
+
+@pytest.mark.parametrize("spread", [1e-6, 1.0, 3e4])
+def test_nvfp4_is_compressed_tensors(spread):
+    """Both levels of scales, and the codes."""
+    values = VALUES * np.float32(spread)
+    args = preset_name_to_scheme("NVFP4A16", ["Linear"]).weights
+    groups = torch.from_numpy(values).reshape(len(values), -1, 16)
+    divisor = generate_gparam(groups.min(), groups.max())
+    scales, zeros = calculate_qparams(groups.amin(-1), groups.amax(-1), args, divisor)
+    codes, found = nvfp4_scales(values, Nvfp4Scheme())
+    assert found == divisor.item()
+    np.testing.assert_array_equal(e4m3_to_f32(codes), scales.float().numpy())
+    steps = forward.quantize(torch.from_numpy(values), scales.float(), zeros, args, global_scale=divisor)
+    found_steps = e2m1_to_f32(quantize(values, Nvfp4Scheme()).codes)
+    assert (found_steps == steps.numpy()).mean() > 0.9999, "but for ties that the last bit of a quotient decides"
 
 
 @pytest.mark.parametrize("spread", [1e-6, 1.0, 3e4])

@@ -136,7 +136,7 @@ def test_a_request_in_any_company_equals_its_solo_run(isa, report_figure) -> Non
         leaves = {name: data.draw(st.integers(1, 15)) for name in requests if data.draw(st.integers(0, 4)) == 0}
         window = data.draw(st.sampled_from([0, 11]))
         num_threads = data.draw(st.integers(1, 3))
-        kv_format = data.draw(st.sampled_from(["bf16", "int8"]))
+        kv_format = data.draw(st.sampled_from(["bf16", "fp8", "int8", "int4"]))
         # 12 blocks hold one longest sequence and no more.
         executor = executor_of(isa, kv_format, num_threads, data.draw(st.sampled_from([12, 15, 64])), window)
         config = EngineConfig(
@@ -155,13 +155,13 @@ def test_a_request_in_any_company_equals_its_solo_run(isa, report_figure) -> Non
         chunk = min(config.max_prefill_chunk or MAX_LEN, config.max_num_batched_tokens)
         seen["mixes"] += 1
         seen["threads"] += num_threads > 1
-        seen["int8"] += kv_format == "int8"
+        seen[kv_format] += 1
         seen["chunks"] += any(len(request.prompt_ids) > chunk for request in requests.values())
         seen["prefix hits"] += metrics.cached_tokens > 0
         seen["preemptions"] += metrics.preemptions > 0
         seen["cancellations"] += len(found) < len(requests)
 
-    kinds = ("threads", "int8", "chunks", "prefix hits", "preemptions", "cancellations")
+    kinds = ("threads", "fp8", "int8", "int4", "chunks", "prefix hits", "preemptions", "cancellations")
     for _ in range(MAX_ROUNDS):
         any_mix()
         if all(seen[kind] >= ENOUGH for kind in kinds):

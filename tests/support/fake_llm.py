@@ -205,6 +205,7 @@ class FakeLLM:
         tokens = list((text if stop is None else text[: text.index(stop)]).encode())
         if stop is None:
             tokens.append(self.tokenizer.eos_id)
+        tokens = [*params.forced_ids, *tokens]
         limit = min(params.max_tokens or self.max_model_len, self.max_model_len - len(prompt))
         reason = "length" if len(tokens) > limit else "stop"
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

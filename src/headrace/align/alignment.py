@@ -2,15 +2,16 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import isnan
 
 import numpy as np
-import numpy.typing as npt
 
 from headrace.align.corpus import pieces, texts
-from headrace.align.divergence import Divergence, TokenDivergence, divergence_of, summarize
-from headrace.align.forced import forced_logits
+from headrace.align.divergence import Divergence, Scores, TokenDivergence, divergence_between, summarize
 from headrace.align.nodes import NodeError, node_errors
-from headrace.align.subjects import SETTINGS, Opened, Subject, open_subject
+from headrace.align.server import OpenServer
+from headrace.align.sides import OpenSide, Side, open_side
+from headrace.align.subjects import SETTINGS, WITH_EXECUTOR, Subject
 from headrace.base.errors import InvalidRequestError
 from headrace.text.tokenizer import Tokenizer
 
@@ -45,7 +46,7 @@ class Cause:
     """One way in which B differs from A, taken back: what mean |Δ log-probability| is left, what share that explains.
 
     Shares need not add up to one: a torch executor has no activations to speak of, so taking `executor` back takes
-    those of the native one back as well.
+    those of the native one back as well; and A's device and numerics come with A's executor.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Cause:
 @dataclass(frozen=True, slots=True)
 class Alignment:
     """A beside B. `nodes` are in the graph's order; there are none where A and B have no graph in common. `first` is
-    the first that departs by itself, None if none does.
+    the first that departs by itself, None if none does. `unknown` says in words what could not be compared, and why.
     """
 
     a: str
@@ -68,6 +69,7 @@ class Alignment:
     nodes: tuple[NodeError, ...]
     first: str | None
     causes: tuple[Cause, ...]
+    unknown: tuple[str, ...] = ()
 
     def exceeded(self, budget: dict[str, float]) -> list[str]:
         """What is beyond a budget, in words. A figure that is not a number is beyond any.
@@ -77,7 +79,7 @@ class Alignment:
         check_budget(budget)
         found = {name: BUDGETED[name](self) for name in budget}
         return [
-            f"{name} is {found[name]:.4g}, not below {limit:g}"
+            f"{name} is {'not known' if isnan(found[name]) else f'{found[name]:.4g}'}, not below {limit:g}"
             for name, limit in budget.items()
             if not found[name] < limit
         ]
@@ -115,56 +117,62 @@ def token_windows(tokenizer: Tokenizer, text: str | None, count: int, length: in
     return found[:count]
 
 
-def align(a: Subject, b: Subject, tokens: Sequence[Sequence[int]], *, threshold: float, by_cause: bool) -> Alignment:
-    """Compare two subjects over the same texts.
+def align(a: Side, b: Side, tokens: Sequence[Sequence[int]], *, threshold: float, by_cause: bool) -> Alignment:
+    """Compare two sides over the same texts.
 
     Args:
         tokens: texts as token ids, of one length.
         threshold: relative error of a node beyond which it departs by itself.
         by_cause: take back one difference after the other, and measure again.
 
-    Raises InvalidRequestError if they do not share a vocabulary.
+    Raises InvalidRequestError if they do not share a vocabulary, or for causes between sides that have no settings to
+    take back; and as the sides do.
     """
-    opened_a, opened_b = open_subject(a), open_subject(b)
+    subjects = (a, b) if isinstance(a, Subject) and isinstance(b, Subject) else None
+    if by_cause and subjects is None:
+        raise InvalidRequestError("Only headrace's own settings can be taken back.", "Leave --causes out.")
+    opened_a, opened_b = open_side(a), open_side(b)
     _check_vocabularies(opened_a, opened_b)
-    base = _all_logits(opened_a, tokens)
+    base = list(opened_a.scores(tokens))
     found = _compared(base, opened_b, tokens)
-    nodes: tuple[NodeError, ...] = ()
-    if [node.name for node in opened_a.graph.nodes] == [node.name for node in opened_b.graph.nodes]:
-        nodes = tuple(node_errors(opened_a, opened_b, tokens[0]))
+    nodes = _nodes(opened_a, opened_b, tokens[0])
     first = next((node.name for node in nodes if node.own > threshold), None)
     divergence = summarize(found)
-    causes = tuple(_causes(a, b, base, tokens, divergence)) if by_cause else ()
-    return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes)
+    causes = tuple(_causes(*subjects, base, tokens, divergence)) if by_cause and subjects else ()
+    unknown = tuple(
+        f"{side.side.url} gives no whole distributions, so there is no KL, and no values of nodes"
+        for side in (opened_a, opened_b)
+        if isinstance(side, OpenServer)
+    )
+    return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes, unknown)
 
 
 def compare_all(
     a: Subject, others: Sequence[Subject], tokens: Sequence[Sequence[int]], *, progress: Callable[[int], None]
 ) -> list[Divergence]:
     """Several subjects beside one, which runs once. `progress` is told how many are done."""
-    base = _all_logits(open_subject(a), tokens)
+    base = list(open_side(a).scores(tokens))
     found = []
     for subject in others:
-        found.append(summarize(_compared(base, open_subject(subject), tokens)))
+        found.append(summarize(_compared(base, open_side(subject), tokens)))
         progress(len(found))
     return found
 
 
-def _all_logits(opened: Opened, tokens: Sequence[Sequence[int]]) -> list[npt.NDArray[np.float32]]:
-    length = len(tokens[0])
-    with opened.executor(length) as executor:
-        return [forced_logits(executor, opened.graph.output, ids, rows_per_step=length) for ids in tokens]
+def _compared(base: Sequence[Scores], other: OpenSide, tokens: Sequence[Sequence[int]]) -> list[TokenDivergence]:
+    return [
+        divergence_between(scores, others, ids)
+        for scores, others, ids in zip(base, other.scores(tokens), tokens, strict=True)
+    ]
 
 
-def _compared(
-    base: Sequence[npt.NDArray[np.float32]], other: Opened, tokens: Sequence[Sequence[int]]
-) -> list[TokenDivergence]:
-    length = len(tokens[0])
-    with other.executor(length) as executor:
-        return [
-            divergence_of(logits, forced_logits(executor, other.graph.output, ids, rows_per_step=length), ids)
-            for logits, ids in zip(base, tokens, strict=True)
-        ]
+def _nodes(a: OpenSide, b: OpenSide, token_ids: Sequence[int]) -> tuple[NodeError, ...]:
+    """Node by node, where both sides have nodes and those have the same names."""
+    if isinstance(a, OpenServer) or isinstance(b, OpenServer):
+        return ()
+    if [node.name for node in a.graph.nodes] != [node.name for node in b.graph.nodes]:
+        return ()
+    return tuple(node_errors(a, b, token_ids))
 
 
 def _policy(found: Sequence[TokenDivergence]) -> PolicyGap:
@@ -187,7 +195,7 @@ def _policy(found: Sequence[TokenDivergence]) -> PolicyGap:
 def _causes(
     a: Subject,
     b: Subject,
-    base: Sequence[npt.NDArray[np.float32]],
+    base: Sequence[Scores],
     tokens: Sequence[Sequence[int]],
     divergence: Divergence,
 ) -> list[Cause]:
@@ -196,17 +204,20 @@ def _causes(
     causes = []
     for names in SETTINGS:
         taken, given = ({name: getattr(subject, name) for name in names} for subject in (a, b))
-        if taken == given:
+        if taken == given or (a.executor != b.executor and names[0] in WITH_EXECUTOR):
             continue
-        swapped = replace(b, **taken)
-        left = summarize(_compared(base, open_subject(swapped), tokens)).logprob_delta_mean
+        along = WITH_EXECUTOR if names == ("executor",) else ()
+        swapped = replace(b, **taken, **{name: getattr(a, name) for name in along})
+        left = summarize(_compared(base, open_side(swapped), tokens)).logprob_delta_mean
         explains = 1 - left / whole if whole > 0 else 0.0
         said = [" of ".join(str(value) for value in values.values() if value != "*") for values in (taken, given)]
         causes.append(Cause(names[0], *said, left, explains))
     return sorted(causes, key=lambda cause: -cause.explains)
 
 
-def _check_vocabularies(a: Opened, b: Opened) -> None:
+def _check_vocabularies(a: OpenSide, b: OpenSide) -> None:
+    if isinstance(a, OpenServer) or isinstance(b, OpenServer):
+        return  # a server says itself that it does not know a token
     sizes = [opened.graph.node(opened.graph.output).features for opened in (a, b)]
     if sizes[0] != sizes[1]:
         raise InvalidRequestError(

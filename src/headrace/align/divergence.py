@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.engine.step import Float32
+from headrace.numerics.rounding import round_to
 
 Float64 = npt.NDArray[np.float64]
 
@@ -18,14 +19,32 @@ _ROWS = 32  # at a time: 50 MB of float64 at 49,152 tokens a row
 
 
 @dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What is known of a model that gives no logits, over n tokens of one text.
+
+    Attributes:
+        logprobs: float64 ``[n - 1]``, log-probability of each token after the first.
+        top1: int64 ``[n - 1]``, the likeliest token in its place; -1 where that is not known.
+    """
+
+    logprobs: Float64
+    top1: npt.NDArray[np.int64]
+
+
+Scores = Float32 | TokenScores
+"""What a side says of a text: logits, float32 ``[n, vocab]``, row i being what follows token i; or less."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenDivergence:
     """Another model beside a reference, over n tokens of one text: n - 1 positions that have a next token.
 
     Attributes:
-        kl: float64 ``[n - 1]``, KL(reference || other) of the next token's distributions, nats.
+        kl: float64 ``[n - 1]``, KL(reference || other) of the next token's distributions, nats; NaN if one is unknown.
         reference_logprob: float64 ``[n - 1]``, log-probability that the reference gives the token that follows.
         logprob_delta: float64 ``[n - 1]``, the other's log-probability of that token minus the reference's.
-        top1_same: bool ``[n - 1]``, whether both have the same likeliest token (ties: the lower id).
+        top1_same: bool ``[n - 1]``, whether both have the same likeliest token (ties: the lower id); without the
+            positions where one side does not say.
     """
 
     kl: Float64
@@ -36,7 +55,7 @@ class TokenDivergence:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A summary over all positions of some texts. KL and log-probabilities in nats.
+    """A summary over all positions of some texts. KL and log-probabilities in nats; NaN for what is not known.
 
     Attributes:
         num_positions: how many.
@@ -90,18 +109,33 @@ def divergence_of(reference: Float32, other: Float32, token_ids: Sequence[int]) 
     )
 
 
+def divergence_between(reference: Scores, other: Scores, token_ids: Sequence[int]) -> TokenDivergence:
+    """As `divergence_of`, of sides of which one or both give no logits: as much as they say."""
+    if not isinstance(reference, TokenScores) and not isinstance(other, TokenScores):
+        return divergence_of(reference, other, token_ids)
+    a, b = (x if isinstance(x, TokenScores) else _token_scores(x, token_ids) for x in (reference, other))
+    known = (a.top1 >= 0) & (b.top1 >= 0)
+    return TokenDivergence(
+        kl=np.full(len(a.logprobs), np.nan),
+        reference_logprob=a.logprobs,
+        logprob_delta=b.logprobs - a.logprobs,
+        top1_same=(a.top1 == b.top1)[known],
+    )
+
+
 def summarize(texts: Sequence[TokenDivergence]) -> Divergence:
     """All positions of all texts, each counting alike. At least one text."""
     kl = np.concatenate([text.kl for text in texts])
     reference = np.concatenate([text.reference_logprob for text in texts])
     delta = np.concatenate([text.logprob_delta for text in texts])
+    same = np.concatenate([text.top1_same for text in texts])
     size = np.abs(delta)
     return Divergence(
         num_positions=len(kl),
         kl_mean=float(kl.mean()),
         kl_p99=float(np.percentile(kl, 99)),
         kl_max=float(kl.max()),
-        top1_agreement=float(np.concatenate([text.top1_same for text in texts]).mean()),
+        top1_agreement=float(same.mean()) if len(same) else float("nan"),
         logprob_delta_mean=float(size.mean()),
         logprob_delta_p50=float(np.percentile(size, 50)),
         logprob_delta_p99=float(np.percentile(size, 99)),
@@ -109,6 +143,33 @@ def summarize(texts: Sequence[TokenDivergence]) -> Divergence:
         reference_perplexity=float(np.exp(-reference.mean())),
         perplexity=float(np.exp(-(reference + delta).mean())),
     )
+
+
+def _token_scores(logits: Float32, token_ids: Sequence[int]) -> TokenScores:
+    following = np.asarray(token_ids[1:], np.int64)
+    logprobs = [
+        log_softmax(logits[i:end])[np.arange(end - i), following[i:end]]
+        for i in range(0, len(following), _ROWS)
+        for end in (min(i + _ROWS, len(following)),)
+    ]
+    return TokenScores(np.concatenate(logprobs), logits[:-1].argmax(axis=-1))
+
+
+def bf16_scores(logits: Float32, token_ids: Sequence[int]) -> TokenScores:
+    """What a trainer has that takes a log-softmax in bf16: logits, their differences, the sum and the result rounded.
+
+    Between -16 and -8 such log-probabilities are 0.06 apart. Ties among the likeliest go to the lower id.
+    """
+    rows = _to_bf16(logits[:-1])
+    shifted = _to_bf16(rows - rows.max(axis=-1, keepdims=True))
+    sums = _to_bf16(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logprobs = _to_bf16(shifted - _to_bf16(np.log(sums)))
+    following = np.asarray(token_ids[1:], np.int64)
+    return TokenScores(logprobs[np.arange(len(rows)), following].astype(np.float64), logprobs.argmax(axis=-1))
+
+
+def _to_bf16(values: Float32) -> Float32:
+    return round_to("bf16", values)
 
 
 def _compare(reference: Float32, other: Float32, following: npt.NDArray[np.int64]) -> TokenDivergence:

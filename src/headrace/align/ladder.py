@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import log10
+from typing import Literal
 
 from headrace.align.alignment import compare_all
 from headrace.align.divergence import Divergence
@@ -13,8 +14,13 @@ STEPS: tuple[tuple[str, dict[str, str]], ...] = (
     ("activations int16", {"activation": "int16"}),
     ("activations bf16", {"activation": "bf16"}),
     ("activations int8", {"activation": "int8"}),
+    ("inputs fp8 by token", {"executor": "torch", "inputs": "fp8-channel"}),
+    ("inputs int8 by token", {"executor": "torch", "inputs": "int8-channel"}),
+    ("inputs int4-g32", {"executor": "torch", "inputs": "int4-g32"}),
     ("KV bf16", {"kv": "bf16"}),
+    ("KV fp8", {"executor": "torch", "cached": "fp8-channel"}),
     ("KV int8", {"kv": "int8"}),
+    ("KV int4", {"executor": "torch", "cached": "int4-channel"}),
     ("weights bf16", {"weights": "bf16"}),
     ("weights int8-channel", {"weights": "int8-channel"}),
     ("weights int8-g32", {"weights": "int8-g32"}),
@@ -23,15 +29,25 @@ STEPS: tuple[tuple[str, dict[str, str]], ...] = (
     ("W8A8, KV int8", {"weights": "int8-channel", "activation": "int8", "kv": "int8"}),
     ("W4A16, KV bf16", {"weights": "int4-g32", "activation": "int16", "kv": "bf16"}),
     ("W4A8, KV int8", {"weights": "int4-g32", "activation": "int8", "kv": "int8"}),
+    (
+        "all fp8, KV fp8",
+        {"executor": "torch", "weights": "fp8-channel", "inputs": "fp8-channel", "cached": "fp8-channel"},
+    ),
+    ("W4A4, KV int4", {"executor": "torch", "weights": "int4-g32", "inputs": "int4-g32", "cached": "int4-channel"}),
 )
-"""Titles, and what they change in a subject that computes in f32 on the stored weights."""
+"""Titles, and what they change in a subject that computes in f32 on the stored weights. Activations are
+a native kernel's number format; inputs, and formats that have no kernel, are rounded for the torch executor."""
+
+Part = Literal["weights", "inputs"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
-    """Mean KL to the source if only the matrices of one kind in one layer are in a format: ``kl[layer][kind]``."""
+    """Mean KL to the source if only the matrices of one kind in one layer, or what these read, are in a format:
+    ``kl[layer][kind]``."""
 
     format: str
+    part: Part
     kinds: tuple[str, ...]
     kl: tuple[tuple[float, ...], ...]
 
@@ -47,21 +63,36 @@ def ladder(
 
 
 def sensitivity(
-    model: str, format_name: str, tokens: Sequence[Sequence[int]], *, progress: Callable[[int], None]
+    model: str,
+    format_name: str,
+    tokens: Sequence[Sequence[int]],
+    *,
+    part: Part = "weights",
+    progress: Callable[[int], None],
 ) -> Sensitivity:
-    """One matrix after the other in a format, all others as they are."""
+    """One matrix after the other in a format, or the inputs of its layer; all others as they are."""
     exact = replace(Subject(model=model), **EXACT)  # type: ignore[arg-type]
+    if part == "inputs":
+        exact = replace(exact, executor="torch")
     graph = open_subject(exact).graph
     names = matrices_of(graph)
     by_layer: dict[str, dict[str, int]] = {}
     for i, name in enumerate(names):
         _, layer, kind = name.removesuffix(".weight").split(".", 2)
         by_layer.setdefault(layer, {})[kind] = i
-    subjects = [replace(exact, weights=format_name, only=name) for name in names]
+    subjects = [
+        replace(exact, weights=format_name, only=name)
+        if part == "weights"
+        else replace(exact, inputs=format_name, inputs_of=name.removesuffix(".weight"))
+        for name in names
+    ]
     found = compare_all(exact, subjects, tokens, progress=progress)
     kinds = tuple(next(iter(by_layer.values())))
     rows = tuple(tuple(found[of[kind]].kl_mean for kind in kinds) for of in by_layer.values())
-    return Sensitivity(format_name, kinds, rows)
+    return Sensitivity(format_name, part, kinds, rows)
+
+
+_WHAT: dict[Part, str] = {"weights": "one matrix", "inputs": "what one matrix reads"}
 
 
 def sensitivity_svg(found: Sensitivity) -> str:
@@ -86,6 +117,6 @@ def sensitivity_svg(found: Sensitivity) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"'
         ' font-family="sans-serif" font-size="12">'
         f'<rect width="{width}" height="{height}" fill="white"/>'
-        f'<text x="{left}" y="16">mean KL with one matrix in {found.format}; darkest {most:.2g}</text>'
+        f'<text x="{left}" y="16">mean KL with {_WHAT[found.part]} in {found.format}; darkest {most:.2g}</text>'
         f"{heads}{''.join(squares)}</svg>\n"
     )

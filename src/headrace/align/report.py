@@ -4,7 +4,8 @@ import html
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from math import log10
+from math import isnan, log10
+from typing import Any
 
 from headrace.align.alignment import Alignment
 from headrace.align.nodes import NodeError
@@ -14,8 +15,8 @@ _FLOOR = 1e-9  # errors below it are drawn at it
 
 
 def to_json(found: Alignment) -> str:
-    """All figures."""
-    return json.dumps(asdict(found), indent=2, ensure_ascii=False) + "\n"
+    """All figures; null for those that are not known."""
+    return json.dumps(_known(asdict(found)), indent=2, ensure_ascii=False) + "\n"
 
 
 def to_text(found: Alignment) -> str:
@@ -34,15 +35,16 @@ def to_text(found: Alignment) -> str:
                 ("KL(A || B), nats", _figure(d.kl_mean), "", _figure(d.kl_p99), _figure(d.kl_max)),
             ],
         ),
-        f"same likeliest token  {100 * d.top1_agreement:.3f} %",
+        f"same likeliest token  {_percent(d.top1_agreement)}",
         f"perplexity            {d.reference_perplexity:.4f} and {d.perplexity:.4f}",
         "",
         f"as a policy trained on B's tokens: k1 {p.k1:.3g}, k3 {p.k3:.3g}; ratio p1 {p.ratio_p1:.4f}, p50 "
         f"{p.ratio_p50:.4f}, p99 {p.ratio_p99:.4f}; clipped at 0.2: {100 * p.clipped:.2f} %; by text "
         f"{p.sequence_ratio_min:.4f} to {p.sequence_ratio_max:.4f}",
     ]  # fmt: skip
+    lines += [f"not known: {said}" for said in found.unknown]
     if found.nodes:
-        worst = sorted(found.nodes, key=lambda node: -node.own)[:_WORST]
+        worst = sorted(found.nodes, key=lambda node: -_or_zero(node.own))[:_WORST]
         first = f"{found.first} departs first by itself" if found.first else "none departs by itself"
         lines += ["", f"nodes: {first}; most error of their own:", ""]
         lines += _rows(
@@ -76,6 +78,7 @@ def _picture(nodes: Sequence[NodeError]) -> str:
         return " ".join(
             f"{left + (width - left) * i / max(1, len(errors) - 1):.1f},{_height(error, height):.1f}"
             for i, error in enumerate(errors)
+            if not isnan(error)
         )
 
     marks = "".join(
@@ -96,7 +99,26 @@ def _height(error: float, height: int) -> float:
 
 
 def _figure(value: float) -> str:
+    if isnan(value):
+        return "–"
     return "0" if value == 0 else f"{value:.3g}"
+
+
+def _percent(share: float) -> str:
+    return "not known" if isnan(share) else f"{100 * share:.3f} %"
+
+
+def _or_zero(value: float) -> float:
+    return 0.0 if isnan(value) else value
+
+
+def _known(value: Any) -> Any:
+    """The same without NaN, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _known(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_known(each) for each in value]
+    return None if isinstance(value, float) and isnan(value) else value
 
 
 def _rows(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

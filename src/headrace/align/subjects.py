@@ -1,31 +1,38 @@
 """What is compared: a model run in a certain way, named in one line."""
 
-from contextlib import AbstractContextManager, closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
-from urllib.parse import parse_qsl
 
+import numpy as np
+
+from headrace.align.divergence import Scores, bf16_scores
+from headrace.align.forced import forced_logits, forced_values
+from headrace.align.options import DTYPES, options_in
+from headrace.align.taps import Tap
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.executor import Executor
-from headrace.executors.kv_layout import KV_FORMATS
+from headrace.engine.step import Float32
 from headrace.executors.native import ACTIVATIONS, NativeExecutor
 from headrace.executors.native_quantize import quantize_tensor
+from headrace.executors.torch_numerics import Numerics
 from headrace.formats.weights import Weights, matrices_in
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
+from headrace.numerics.kv_formats import KV_FORMATS
 from headrace.numerics.schemes import scheme_named
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
 _BLOCK_SIZE = 16
 _PLAIN = ("stored", "f32", "bf16")
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Subject:
+class Subject(Numerics):
     """A model and how it is run.
 
     Attributes:
@@ -37,7 +44,12 @@ class Subject:
             ``bf16``, or a scheme's name (`headrace.numerics.schemes.scheme_named`), which leaves embedding and logits.
         only: a shell-style pattern of the names of matrices that a scheme is for.
         dtype: of the torch executor: float32, float64, bfloat16 or float16.
+        device: of the torch executor, as torch names it.
         fused: whether ops are merged.
+        logprobs: how log-probabilities are made of logits: ``exact``, or by a log-softmax in ``bf16``, with no KL then.
+        temperature: what logits are divided by before; 1 is what servers report unless told otherwise.
+
+    What it inherits says how the torch executor computes.
     """
 
     model: str = ""
@@ -49,19 +61,30 @@ class Subject:
     weights: str = "stored"
     only: str = "*"
     dtype: str = "float32"
+    device: str = "cpu"
     fused: bool = False
+    logprobs: str = "exact"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        Numerics.__post_init__(self)
+        if not self.is_exact and self.executor != "torch":
+            raise InvalidRequestError("Ops are computed otherwise by the torch executor only.", "Add executor=torch.")
+        if not 0.01 <= self.temperature <= 100:
+            raise InvalidRequestError(f"temperature={self.temperature} is not from 0.01 to 100.", "Leave it out for 1.")
         for name, known in (
             ("executor", ("native", "torch")),
             ("activation", ACTIVATIONS),
             ("kv", KV_FORMATS),
-            ("dtype", _DTYPES),
+            ("dtype", DTYPES),
+            ("logprobs", ("exact", "bf16")),
         ):
             if getattr(self, name) not in known:
                 raise InvalidRequestError(
                     f"{name}={getattr(self, name)!r} is not known.", f"Use one of {', '.join(known)}."
                 )
+        if self.device != "cpu" and self.executor != "torch":
+            raise InvalidRequestError(f"The {self.executor} executor runs on the CPU.", "Add executor=torch.")
         if self.weights not in _PLAIN:
             scheme_named(self.weights)
         elif self.only != "*":
@@ -86,32 +109,21 @@ def subject_named(text: str) -> Subject:
     """
     if text in ("native", "torch"):
         return Subject(executor=text)
-    if text.startswith(("http://", "https://", "hf:")):
-        raise InvalidRequestError(
-            f"{text!r}: servers and Hugging Face models are not compared yet.", "Give a model that headrace loads."
-        )
     model, _, options = text.partition("?")
     known = [f.name for f in fields(Subject) if f.name != "model"]
-    given: dict[str, object] = {}
-    try:
-        pairs = parse_qsl(options, keep_blank_values=True, strict_parsing=bool(options))
-    except ValueError as error:
-        raise InvalidRequestError(f"{text!r}: {error}.", "Write MODEL?key=value&key=value.") from error
-    for key, value in pairs:
-        if key not in known or key in given:
-            raise InvalidRequestError(
-                f"{text!r}: {key!r} is {'given twice' if key in given else 'not known'}.",
-                f"Use {', '.join(known)}, each once.",
-            )
-        given[key] = _value(key, value)
+    given = {key: _value(key, value) for key, value in options_in(text, options, known).items()}
     return replace(Subject(model=model), **given)  # type: ignore[arg-type]
 
 
 SETTINGS = (
-    *((f.name,) for f in fields(Subject) if f.name not in ("weights", "only")),
+    *((f.name,) for f in fields(Subject) if f.name not in ("weights", "only", "inputs", "inputs_of")),
     ("weights", "only"),
+    ("inputs", "inputs_of"),
 )
 """A subject's fields by what they set together: which matrices a scheme is for means nothing without the scheme."""
+
+WITH_EXECUTOR = ("device", *(f.name for f in fields(Numerics)))
+"""What only one executor has, so that it goes where the executor goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +135,31 @@ class Opened:
     weights: Weights
     tokenizer: Tokenizer
 
-    def executor(self, length: int) -> AbstractContextManager[Executor]:
-        """An executor for sequences of up to `length` tokens, each in one step, all rows sampled."""
+    def scores(self, tokens: Sequence[Sequence[int]]) -> Iterator[Scores]:
+        """Logits of each text, float32 ``[n, vocab]``; all of one length."""
+        length = len(tokens[0])
+        with self.executor(length) as executor:
+            for ids in tokens:
+                logits = forced_logits(executor, self.graph.output, ids, rows_per_step=length)
+                if self.subject.temperature != 1:
+                    logits = logits / np.float32(self.subject.temperature)
+                yield bf16_scores(logits, ids) if self.subject.logprobs == "bf16" else logits
+
+    @contextmanager
+    def tapping(self, ids: Sequence[int]) -> Iterator[Tap]:
+        """Values of nodes on one text; each call runs it."""
+        with self.executor(len(ids)) as executor:
+
+            def tap(names: Sequence[str]) -> Mapping[str, Float32]:
+                (values,) = forced_values(executor, ids, names, rows_per_step=len(ids))
+                return values
+
+            yield tap
+
+    def executor(self, length: int, *, at_once: int = 1) -> AbstractContextManager[Executor]:
+        """An executor for `at_once` sequences of up to `length` tokens, and steps of as many, all of them sampled."""
         subject = self.subject
-        num_blocks = -(-length // _BLOCK_SIZE)
+        num_blocks = at_once * -(-length // _BLOCK_SIZE)
         if subject.executor == "torch":
             from headrace.executors.torch_executor import TorchExecutor
 
@@ -138,6 +171,8 @@ class Opened:
                     block_size=_BLOCK_SIZE,
                     kv_format=subject.kv,
                     dtype=subject.dtype,
+                    device=subject.device,
+                    numerics=subject,
                 )
             )
         return closing(
@@ -192,4 +227,9 @@ def _value(key: str, value: str) -> object:
         if value not in ("0", "1"):
             raise InvalidRequestError(f"fused={value!r} is not known.", "Use 0 or 1.")
         return value == "1"
+    if key == "temperature":
+        try:
+            return float(value)
+        except ValueError:
+            raise InvalidRequestError(f"temperature={value!r} is no number.", "Write temperature=0.7.") from None
     return value

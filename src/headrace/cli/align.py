@@ -12,7 +12,11 @@ HELP = "compare two ways of running a model: executors, formats, checkpoints"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", metavar="A", help="the reference: MODEL?key=value&…, or native, or torch")
+    parser.add_argument(
+        "a",
+        metavar="A",
+        help="the reference: MODEL?key=value&…, native, torch, hf:MODEL, http://HOST:PORT/v1?model=NAME",
+    )
     parser.add_argument(
         "b", nargs="?", metavar="B", help="what is compared with it, e.g. 'smollm2-135m?activation=int8&kv=int8'"
     )
@@ -25,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--causes", action="store_true", help="take back one difference after the other")
     parser.add_argument("--ladder", action="store_true", help="A alone: its precisions, one by one and together")
     parser.add_argument("--map", metavar="FORMAT", help="A alone: what each matrix by itself in a format costs")
+    parser.add_argument(
+        "--of", choices=("weights", "inputs"), help="of the map: matrices (the default), or what each of them reads"
+    )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the map")
     parser.add_argument("--budget", metavar="LIMITS", help="exit with 1 beyond these: kl<0.01,dlogprob_p99<0.1")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
@@ -38,20 +45,25 @@ def run(args: argparse.Namespace) -> int:
         raise InvalidRequestError("A ladder or a map has no causes, budget, JSON or HTML.", "Leave them out.")
     if args.svg is not None and args.map is None:
         raise InvalidRequestError("--svg draws a map.", "Give --map FORMAT too, or --html FILE for a comparison.")
+    if args.of is not None and args.map is None:
+        raise InvalidRequestError("--of says what a map is of.", "Give --map FORMAT too.")
     budget = _budget(args.budget)
     if args.length < 2:
         raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
     from headrace.align import report
     from headrace.align.alignment import align, check_budget, token_windows
-    from headrace.align.subjects import open_subject, subject_named
+    from headrace.align.sides import side_named, tokenizer_of
+    from headrace.align.subjects import Subject
 
     check_budget(budget)  # before anything takes time
-    a = subject_named(args.a)
-    tokens = token_windows(open_subject(a).tokenizer, _text(args.text), args.texts, args.length)
+    sides = [side_named(each) for each in (args.a, args.b) if each is not None]
+    a, b = sides[0], sides[-1]
+    if args.b is None and not isinstance(a, Subject):
+        raise InvalidRequestError("A server or transformers has no ladder or map here.", "Give a model as A.")
+    tokens = token_windows(tokenizer_of(*sides), _text(args.text), args.texts, args.length)
     if args.b is None:
         _alone(args, a.model, tokens)
         return 0
-    b = subject_named(args.b)
     found = align(a, b, tokens, threshold=args.threshold, by_cause=args.causes)
     exceeded = found.exceeded(budget)
     print(report.to_text(found), end="")
@@ -78,7 +90,7 @@ def _alone(args: argparse.Namespace, model: str, tokens: list[list[int]]) -> Non
             top1 = f"{100 * d.top1_agreement:.2f} %"
             print(f"{title:24}{d.kl_mean:10.2e}{d.kl_p99:10.2e}{d.logprob_delta_mean:13.4f}{top1:>12}")
         return
-    made = sensitivity(model, args.map, tokens, progress=progress)
+    made = sensitivity(model, args.map, tokens, part=args.of or "weights", progress=progress)
     status()
     print("layer" + "".join(f"{kind:>11}" for kind in made.kinds))
     for layer, row in enumerate(made.kl):

@@ -47,7 +47,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--activation", choices=ACTIVATIONS, default="auto", help="precision of linears' inputs (default: auto)"
     )
-    group.add_argument("--kv-format", choices=KV_FORMATS, default="bf16", help="precision of cached keys and values")
+    group.add_argument("--kv-format", choices=KV_FORMATS, default="bf16", help="how cached keys and values are kept")
     group.add_argument(
         "--threads",
         type=positive,

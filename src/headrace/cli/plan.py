@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of weights: bf16, fp8, int4-g32, … (repeatable)",
     )
     memory.add_argument("--quantize", default="linear", help="linear layers (default), or experts alone")
-    memory.add_argument("--kv-format", default="bf16", help="bf16 (default), fp8, int8, int4")
+    memory.add_argument("--kv-format", default="bf16", help="bf16 (default), f32, fp8, int8, int4")
     where = memory.add_mutually_exclusive_group()
     where.add_argument("--gpu", default="h200", help="rtx4090, l40s, a100, h100, h200 (default), b200, mi300x, mi325x")
     where.add_argument("--memory", type=memory_size, metavar="SIZE", help="of one device, instead of a GPU's name")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.base.errors import InvalidRequestError
-from headrace.cli.options import positive
+from headrace.cli.options import memory_size, positive
 from headrace.cli.status import status
 
 if TYPE_CHECKING:
@@ -15,14 +15,27 @@ if TYPE_CHECKING:
     from headrace.compress.planner import Planner
     from headrace.compress.recipe import Recipe
 
+HELP = "quantize a model into a folder or a GGUF file, with a card of what that did to it"
+
 _FORMAT = "int4-g32"
-HELP = "quantize a model into a folder, with a card of what that did to it"
+_SHARD_BYTES = 5 << 30
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="the model to quantize")
-    parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="the folder to make; must not exist")
-    parser.add_argument("--format", help=f"int4-g32, int8-channel, fp8-block, … (default: {_FORMAT})")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="OUT", help="the folder, or the .gguf file, to make; must not exist"
+    )
+    parser.add_argument(
+        "--format",
+        help=f"int4-g32, int8-channel, fp8-block, … (default: {_FORMAT}); for a .gguf q8_0, q4_0, q4_1 (default: q4_0)",
+    )
+    parser.add_argument(
+        "--max-shard-size",
+        type=memory_size,
+        metavar="SIZE",
+        help="of one safetensors file of a folder, as 2GiB (default: 5GiB)",
+    )
     parser.add_argument(
         "--budget", metavar="SIZE", help="give each matrix a format of its own, the best for 4.6bits a weight, or 110MB"
     )
@@ -58,14 +71,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     if (args.output is None) == (args.compare is None):
-        raise InvalidRequestError("Say what to do.", "Give either -o DIR to write a model, or --compare RECIPES.")
+        raise InvalidRequestError("Say what to do.", "Give either -o OUT to write a model, or --compare RECIPES.")
     aim = _aim(args)
     judging = _judging(args)
     if args.compare is not None:
         return _compare(args, judging)
     from headrace.compress.pipeline import quantize_model
 
-    recipe = _recipe(args, args.format or _FORMAT, args.method, args.activation)
+    format_name = args.format or ("q4_0" if args.output.suffix == ".gguf" else _FORMAT)
+    if args.output.suffix == ".gguf" and args.max_shard_size is not None:
+        raise InvalidRequestError("A GGUF file is written whole.", "Leave --max-shard-size out, or write a folder.")
+    recipe = _recipe(args, format_name, args.method, args.activation)
     card = quantize_model(
         args.model,
         args.output,
@@ -74,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         command=["headrace", *sys.argv[1:]],
         progress=status,
         aim=aim,
+        max_shard_bytes=_SHARD_BYTES if args.max_shard_size is None else args.max_shard_size,
     )
     status()
     print(card.to_markdown())
@@ -87,6 +104,12 @@ def _aim(args: argparse.Namespace) -> "Budget | float | None":
 
     if args.max_kl is not None and not 0 < args.max_kl < float("inf"):
         raise InvalidRequestError(f"A mean KL of {args.max_kl:g} is no limit.", "Give --max-kl a number above 0.")
+    if args.output is not None and args.output.suffix == ".gguf":
+        if args.budget is not None:
+            raise InvalidRequestError(
+                "A GGUF file has one format for all matrices.", "Write a folder, or give --format."
+            )
+        return None
     if args.budget is None:
         return args.max_kl if args.format is None and args.compare is None else None
     for other, given in (("--format", args.format), ("--max-kl", args.max_kl), ("--compare", args.compare)):

@@ -12,7 +12,7 @@ from torch import Tensor
 from headrace.base.errors import InvalidRequestError
 from headrace.numerics.quantize import quantize
 from headrace.numerics.row_blocks import Groups
-from headrace.numerics.schemes import IntegerScheme
+from headrace.numerics.schemes import GgufScheme, IntegerScheme
 
 DAMPING = 0.01
 """Added to the diagonal of the Hessian, times its mean."""
@@ -21,24 +21,31 @@ _BLOCK = 128  # columns whose errors reach the columns behind them together
 
 
 def gptq(
-    weight: Tensor, hessian: Tensor, scheme: IntegerScheme, *, damping: float = DAMPING, anchored: bool = False
+    weight: Tensor,
+    hessian: Tensor,
+    scheme: IntegerScheme | GgufScheme,
+    *,
+    damping: float = DAMPING,
+    anchored: bool = False,
 ) -> Groups:
     """Round a matrix for inputs with a given second moment.
 
     Args:
         weight: float32 ``[out, in]``.
         hessian: ``[in, in]``, the sum (or mean) of x xᵀ over inputs; a multiple of it gives the same.
-        scheme: integers; scales and zero points are those of rounding to nearest.
+        scheme: integers; scales, zero points and minima are those of rounding to nearest.
         anchored: of symmetric codes, leave the largest of each group at the end of the range, so that the result
             rounded again is itself: what training that rounds in every step can start from.
 
     Raises InvalidRequestError if the Hessian is not finite.
     """
-    assert scheme.symmetric or not anchored, "with zero points there is no end to hold on to"
     nearest = quantize(weight.numpy(), scheme)
+    symmetric = nearest.zeros is None and nearest.minima is None
+    assert symmetric or not anchored, "with zero points or minima there is no end to hold on to"
     group_size = nearest.layout.group_size
     scales = torch.from_numpy(nearest.scales).double()
     zeros = torch.zeros_like(scales) if nearest.zeros is None else torch.from_numpy(nearest.zeros).double()
+    minima = torch.zeros_like(scales) if nearest.minima is None else torch.from_numpy(nearest.minima).double()
     low, high = scheme.code_range
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     upper = _inverse_factor(hessian[order][:, order], damping)
@@ -51,23 +58,23 @@ def gptq(
         errors = torch.empty(len(weight), end - begin, dtype=torch.double)
         for i in range(begin, end):
             group = int(order[i]) // group_size
-            scale, zero = scales[:, group], zeros[:, group]
-            usable = scale > 0
+            scale, zero, minimum = scales[:, group], zeros[:, group], minima[:, group]
+            usable = scale.abs() > 0  # q4_0's may be negative
             divisor = torch.where(usable, scale, 1.0)
             # In float32, as the rule divides: where nothing has been made up for, the codes are its codes.
-            multiples = torch.round(left[:, i].float() / divisor.float()).double()
+            multiples = torch.round((left[:, i] - minimum).float() / divisor.float()).double()
             codes[:, i] = torch.where(usable, multiples + zero, zero).clamp(low, high)
             if fixed is not None and nearest_codes is not None:
                 codes[:, i] = torch.where(fixed[:, i], nearest_codes[:, i], codes[:, i])
-            rounded = torch.where(usable, (codes[:, i] - zero) * divisor, 0.0)
+            rounded = torch.where(usable, (codes[:, i] - zero) * divisor, 0.0) + minimum
             errors[:, i - begin] = (left[:, i] - rounded) / upper[i, i]
             left[:, i:end] -= errors[:, i - begin, None] * upper[i, i:end]
         left[:, end:] -= errors @ upper[begin:end, end:]
     in_place = torch.empty_like(codes)
     in_place[:, order] = codes
     offset = 8 if nearest.layout.element == "int4" else 0
-    stored = (in_place + offset).to(torch.int16).numpy().astype("int8" if scheme.symmetric else "uint8").view("uint8")
-    return Groups(nearest.layout, stored, nearest.scales, nearest.zeros)
+    stored = (in_place + offset).to(torch.int16).numpy().astype("int8" if symmetric else "uint8").view("uint8")
+    return Groups(nearest.layout, stored, nearest.scales, nearest.zeros, nearest.minima)
 
 
 def remaining_errors(hessian: Tensor, damping: float = DAMPING) -> Tensor:

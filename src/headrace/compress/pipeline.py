@@ -1,4 +1,4 @@
-"""From a model's name to a quantized folder with its card: quantize, judge, and only then write."""
+"""From a model's name to a quantized folder, or GGUF file, with its card: quantize, judge, and only then write."""
 
 import hashlib
 import platform
@@ -19,23 +19,27 @@ from headrace.compress.budget import Budget
 from headrace.compress.card import Blame, Card
 from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
+from headrace.compress.gguf_export import gguf_metadata, gguf_tensors, refuse_unheld
 from headrace.compress.planner import Planned, Planner, lowest_rung
 from headrace.compress.quantizer import Quantized, quantize_weights
 from headrace.compress.recipe import SCALE_MOVING, Recipe
 from headrace.compress.store import Store
 from headrace.formats.checkpoint import Checkpoint
 from headrace.formats.compressed_tensors_writer import write_compressed_tensors
+from headrace.formats.gguf_writer import write_gguf
+from headrace.formats.model_folder import new_files, refuse_existing
 from headrace.formats.weights import Weights
 from headrace.graph.ir import Graph
 from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
 from headrace.models.spec import ModelSpec
-from headrace.numerics.schemes import WeightScheme
+from headrace.numerics.schemes import GGUF_NAMES, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
 _BLAMED = 5  # matrices that are measured by themselves
 _BLAME_TEXTS = 4
+_CARDS = ("card.md", "card.json")
 _PLANNING_TEXTS = 8  # of the calibration, that costs of formats are measured on
 
 
@@ -118,7 +122,8 @@ def judged(
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
     evaluation = evaluator.compare(quantized.weights, activation=recipe.activation)
-    return Outcome(recipe, quantized, evaluation, stored_bytes(source.spec, quantized.weights))
+    tensors = _stored(source, quantized.weights, recipe)
+    return Outcome(recipe, quantized, evaluation, sum(each.num_bytes for each in tensors.values()))
 
 
 def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
@@ -143,8 +148,9 @@ def quantize_model(
     command: Sequence[str],
     progress: Callable[[str], None],
     aim: Budget | float | None = None,
+    max_shard_bytes: int | None = None,
 ) -> Card:
-    """Quantize a model into a new folder, if it passes the gate.
+    """Quantize a model into a new folder, or a new GGUF file with its cards beside it, if it passes the gate.
 
     With an `aim`, each matrix gets a format of its own in place of the recipe's: the best for a budget, or those of the
     smallest model whose mean KL, measured as the gate does, is at most that number.
@@ -153,17 +159,19 @@ def quantize_model(
 
     Raises:
         GateError: it does not pass. Nothing is written; what is finished is kept, for other thresholds.
-        InvalidRequestError: `target` exists, the recipe does not fit, or no formats fit the budget.
+        InvalidRequestError: `target` exists, the recipe does not fit it or the model, or no formats fit the budget.
         LimitError: no formats are as near to the source as `aim` asks for.
+        UnsupportedModelError: `target` cannot hold such a model.
         StorageError: something cannot be written.
     """
     start = time.perf_counter()
-    if target.exists():
-        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    _check_target(target, recipe)
     source = open_source(name)
-    config = hf_config(source.checkpoint, source.spec)
+    described = _described(source, recipe)
     if aim is None:
-        recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+        schemes = recipe.schemes(source.graph)  # what is wrong with it shows before anything takes time
+        if recipe.is_gguf:
+            refuse_unheld({name: tensor for name, tensor in source.weights.items() if name not in schemes})
     work = target.parent / f".{target.name}.work"
     evaluator = make_evaluator(source, judging)
     planned, outcome = _made(source, recipe, judging, evaluator, aim, work, progress)
@@ -197,8 +205,13 @@ def quantize_model(
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         command=shlex.join(command),
     )
-    cards = {"card.md": card.to_markdown(), "card.json": card.to_json()}
-    write_folder(source, config, outcome.quantized.weights, outcome.quantized.schemes, target, cards)
+    cards = dict(zip(_CARDS, (card.to_markdown(), card.to_json()), strict=True))
+    if recipe.is_gguf:
+        tensors = gguf_tensors(source.checkpoint, source.spec, outcome.quantized.weights)
+        _write_gguf_and_cards(described, tensors, target, cards)
+    else:
+        weights, schemes = outcome.quantized.weights, outcome.quantized.schemes
+        write_folder(source, described, weights, schemes, target, cards, max_shard_bytes=max_shard_bytes)
     shutil.rmtree(work, ignore_errors=True)
     return card
 
@@ -241,6 +254,42 @@ def _made(
     return found[lowest_rung(planner.ladder, aim, measure)]
 
 
+def _check_target(target: Path, recipe: Recipe) -> None:
+    refuse_existing(target)
+    if (target.suffix == ".gguf") != recipe.is_gguf:
+        kind = "GGUF file" if target.suffix == ".gguf" else "folder"
+        raise InvalidRequestError(
+            f"A {kind} ({target}) does not hold {recipe.format}.",
+            f"A GGUF file (a name that ends with .gguf) holds {', '.join(GGUF_NAMES)}; a folder holds the others.",
+        )
+    if recipe.is_gguf:
+        for name in _CARDS:
+            refuse_existing(target.with_suffix(f".{name}"))
+
+
+def _described(source: Source, recipe: Recipe) -> dict[str, object]:
+    """What config.json, or a GGUF file's metadata, shall say."""
+    if recipe.is_gguf:
+        return gguf_metadata(source.checkpoint, source.spec, source.weights, recipe.format)
+    return hf_config(source.checkpoint, source.spec)
+
+
+def _stored(source: Source, weights: Mapping[str, RawTensor], recipe: Recipe) -> Mapping[str, RawTensor]:
+    if recipe.is_gguf:
+        return gguf_tensors(source.checkpoint, source.spec, weights)
+    return hf_tensors(source.spec, weights)
+
+
+def _write_gguf_and_cards(
+    metadata: Mapping[str, object], tensors: Mapping[str, RawTensor], target: Path, cards: Mapping[str, str]
+) -> None:
+    """``NAME.gguf``, ``NAME.card.md`` and ``NAME.card.json``: all or none of them."""
+    with new_files(*(target.with_suffix(f".{name}") for name in cards), target) as (*card_paths, path):
+        for card_path, content in zip(card_paths, cards.values(), strict=True):
+            card_path.write_text(content)
+        write_gguf(path, metadata, tensors)
+
+
 def stored_bytes(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> int:
     """Of a model's tensors in its folder."""
     return sum(tensor.num_bytes for tensor in hf_tensors(spec, weights).values())
@@ -250,11 +299,16 @@ def write_folder(
     source: Source,
     config: Mapping[str, object],
     weights: Mapping[str, RawTensor],
-    schemes: Mapping[str, WeightScheme],
+    schemes: Mapping[str, Scheme],
     target: Path,
     notes: Mapping[str, str],
+    *,
+    max_shard_bytes: int | None = None,
 ) -> None:
-    """A model's folder: weights, config, tokenizer, and text files by name. Whole or not at all."""
+    """A model's folder: weights (in shards if there is a limit), config, tokenizer, and text files by name.
+
+    Whole or not at all.
+    """
     stored = {hf_name(source.spec, name): scheme for name, scheme in schemes.items()}
     with tempfile.TemporaryDirectory() as made:
         files = text_files(source.checkpoint, Path(made))
@@ -262,7 +316,8 @@ def write_folder(
         for name, content in notes.items():
             files.append(Path(made) / name)
             files[-1].write_text(content)
-        write_compressed_tensors(target, config, hf_tensors(source.spec, weights), stored, files)
+        tensors = hf_tensors(source.spec, weights)
+        write_compressed_tensors(target, config, tensors, stored, files, max_shard_bytes=max_shard_bytes)
 
 
 def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame]:

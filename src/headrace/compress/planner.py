@@ -61,10 +61,6 @@ class Planner:
     def __init__(
         self, spec: ModelSpec, graph: Graph, weights: Mapping[str, RawTensor], recipe: Recipe, token_ids: np.ndarray
     ) -> None:
-        if recipe.method == "smoothquant":
-            raise InvalidRequestError(
-                "SmoothQuant has one format, so there is nothing to choose.", "Use --method gptq, rtn or awq."
-            )
         names = [name for name in recipe.matrices(graph) if name not in graph.logits_params]
         if not names:
             raise InvalidRequestError("There are no matrices to choose formats for.", "Ignore less.")

@@ -17,7 +17,8 @@ from headrace.compress.store import Store
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_sequences import run_sequences, tokens_only
 from headrace.graph.ir import Graph, Node
-from headrace.numerics.schemes import IntegerScheme, WeightScheme
+from headrace.numerics.gguf_blocks import gguf_tensor
+from headrace.numerics.schemes import GgufScheme, IntegerScheme, Nvfp4Scheme, Scheme
 from headrace.numerics.tensor import RawTensor
 
 Progress = Callable[[str], None]
@@ -29,7 +30,7 @@ class Rounded:
 
     Attributes:
         name: the parameter's.
-        tensor: in row blocks.
+        tensor: in row blocks, or in GGUF's.
         error: squared error of its outputs over the calibration, relative to the outputs' own square; inputs are those
             that it meets behind the matrices rounded before it.
         seconds: that it took.
@@ -52,7 +53,7 @@ class Quantized:
     """
 
     weights: Mapping[str, RawTensor]
-    schemes: Mapping[str, WeightScheme]
+    schemes: Mapping[str, Scheme]
     rounded: Sequence[Rounded]
 
 
@@ -85,7 +86,7 @@ def quantize_weights(
     walked = graph if set(graph.node(graph.output).params) & schemes.keys() else tokens_only(graph)
     with torch.inference_mode():
         run_sequences(walked, torch.from_numpy(token_ids.astype(np.int64)), run.visit)
-    return Quantized({**weights, **run.changed}, schemes, tuple(run.rounded))
+    return Quantized({**weights, **run.changed}, run.schemes, tuple(run.rounded))
 
 
 class _Pass:
@@ -95,17 +96,18 @@ class _Pass:
         self,
         graph: Graph,
         weights: Mapping[str, RawTensor],
-        schemes: Mapping[str, WeightScheme],
+        schemes: Mapping[str, Scheme],
         method: str,
         store: Store | None,
         progress: Progress | None,
         anchored: bool,
     ) -> None:
-        self._weights, self._schemes, self._method = weights, schemes, method
+        self._weights, self._schemes, self._method = weights, dict(schemes), method
         self._store, self._progress, self._anchored = store, progress, anchored
         self._readers = {
             node.name: [reader for reader in graph.nodes if node.name in reader.inputs] for node in graph.nodes
         }
+        self._peaks: dict[str, float] = {}
         self._hessian: tuple[str, Tensor] | None = None  # of one value: what reads the same comes one after the other
         self.changed: dict[str, RawTensor] = {}
         self.rounded: list[Rounded] = []
@@ -132,6 +134,7 @@ class _Pass:
             raise CheckpointError(
                 f"{name} holds values that are not finite.", f"Repair the model, or leave it out (--ignore {name})."
             )
+        self._schemes[name] = self._with_peak(self._schemes[name], input_name)
         kept = self._store.load(name) if self._store else None
         tensor = kept or self._rounded_by_method(weight, hessian, self._schemes[name])
         if self._store and kept is None:
@@ -143,10 +146,27 @@ class _Pass:
         if self._progress is not None:
             self._progress(name)
 
-    def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: WeightScheme) -> RawTensor:
-        if self._method == "gptq" and isinstance(scheme, IntegerScheme):
-            return RawTensor.from_groups(gptq(weight, hessian, scheme, anchored=self._anchored))
+    def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: Scheme) -> RawTensor:
+        if self._method == "gptq" and isinstance(scheme, IntegerScheme | GgufScheme):
+            groups = gptq(weight, hessian, scheme, anchored=self._anchored)
+            return gguf_tensor(groups) if isinstance(scheme, GgufScheme) else RawTensor.from_groups(groups)
         return quantize_tensor(RawTensor.from_f32(weight.numpy()), scheme)
+
+    def _with_peak(self, scheme: Scheme, input_name: str) -> Scheme:
+        """nvfp4's scheme for the largest of all matrices that read one input: engines multiply these as one."""
+        if not isinstance(scheme, Nvfp4Scheme):
+            return scheme
+        if input_name not in self._peaks:
+            readers = [reader for reader in self._readers[input_name] if reader.op == "linear"]
+            names = [name for reader in readers for name in reader.params[: reader.integer("parts")]]
+            values = (self._value(name) for name in names if name in self._schemes)
+            self._peaks[input_name] = max(float(value.abs().nan_to_num(0, 0, 0).max()) for value in values)
+        return Nvfp4Scheme(self._peaks[input_name])
+
+    @property
+    def schemes(self) -> Mapping[str, Scheme]:
+        """As they were asked for, with what the matrices themselves decide."""
+        return self._schemes
 
     def _hessian_of(self, name: str, inputs: Tensor) -> Tensor:
         if self._hessian is None or self._hessian[0] != name:
@@ -169,7 +189,7 @@ class _Pass:
         for name, value in zip(matrices, values, strict=True):
             self.changed[name] = RawTensor.from_f32((value * factors).numpy())
 
-    def _factors(self, values: Sequence[Tensor], outputs: Tensor, schemes: Sequence[WeightScheme]) -> Tensor:
+    def _factors(self, values: Sequence[Tensor], outputs: Tensor, schemes: Sequence[Scheme]) -> Tensor:
         if self._method == "awq":
             return awq_factors(values, outputs, outputs.T @ outputs, schemes)
         integers = [scheme for scheme in schemes if isinstance(scheme, IntegerScheme)]

@@ -6,7 +6,15 @@ from fnmatch import fnmatchcase
 
 from headrace.base.errors import InvalidRequestError
 from headrace.graph.ir import Graph
-from headrace.numerics.schemes import IntegerScheme, WeightScheme, group_size_in, scheme_named
+from headrace.numerics.schemes import (
+    GGUF_NAMES,
+    Float8Scheme,
+    GgufScheme,
+    IntegerScheme,
+    Scheme,
+    group_size_in,
+    scheme_named,
+)
 
 SCALE_MOVING = ("awq", "smoothquant")
 """Methods after which a matrix makes sense only with the norm before it."""
@@ -49,17 +57,20 @@ class Recipe:
             raise InvalidRequestError(
                 f"Activations {self.activation!r} are not judged.", f"Use one of {', '.join(_ACTIVATIONS)}."
             )
-        if self.logits is not None:
-            scheme_named(self.logits)
+        if self.logits is not None and isinstance(scheme_named(self.logits), GgufScheme) != self.is_gguf:
+            raise InvalidRequestError(
+                f"{self.format} and {self.logits} are not held by the same kind of file.",
+                f"Use two of GGUF's ({', '.join(GGUF_NAMES)}), or none of them.",
+            )
         used = {self.format, *(name for _, name in self.mixed if name != PLAIN)}
         schemes = {name: scheme_named(name) for name in used}
         for name, scheme in schemes.items():
-            if self.method == "gptq" and not isinstance(scheme, IntegerScheme):
+            if self.method == "gptq" and not isinstance(scheme, IntegerScheme | GgufScheme):
                 raise InvalidRequestError(f"GPTQ does not round to {name}.", "Use an integer format, or rtn.")
         if self.method == "smoothquant":
             self._check_smoothquant(schemes)
 
-    def _check_smoothquant(self, schemes: dict[str, WeightScheme]) -> None:
+    def _check_smoothquant(self, schemes: dict[str, Scheme]) -> None:
         for name, scheme in schemes.items():
             if not isinstance(scheme, IntegerScheme) or scheme.bits != 8:
                 raise InvalidRequestError(
@@ -70,6 +81,11 @@ class Recipe:
             raise InvalidRequestError(
                 "SmoothQuant is for activations of 8 bits.", "Leave --activation out, or use int8."
             )
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it makes a GGUF file; else a folder."""
+        return isinstance(scheme_named(self.format), GgufScheme)
 
     @property
     def title(self) -> str:
@@ -90,7 +106,7 @@ class Recipe:
                 )
         return [name for name in names if not any(fnmatchcase(name, pattern) for pattern in self.ignore)]
 
-    def schemes(self, graph: Graph) -> dict[str, WeightScheme]:
+    def schemes(self, graph: Graph) -> dict[str, Scheme]:
         """The scheme of every parameter that shall be quantized, in the graph's order.
 
         Raises InvalidRequestError for a pattern that matches no matrix, or groups that do not divide one.
@@ -98,7 +114,7 @@ class Recipe:
         matrices = self.matrices(graph)
         single = dict(self.mixed)
         assert single.keys() <= set(matrices) - graph.logits_params, "mixed formats are of the graph's matrices"
-        found: dict[str, WeightScheme] = {}
+        found: dict[str, Scheme] = {}
         for name in matrices:
             format_name = self.logits if name in graph.logits_params else single.get(name, self.format)
             if format_name is not None and format_name != PLAIN:
@@ -113,10 +129,13 @@ def _examples(names: Sequence[str]) -> str:
     return ", ".join([*names[:2], names[-1]])
 
 
-def _check_groups(graph: Graph, schemes: dict[str, WeightScheme]) -> None:
+def _check_groups(graph: Graph, schemes: dict[str, Scheme]) -> None:
     for name, scheme in schemes.items():
-        if isinstance(scheme, IntegerScheme):
+        if not isinstance(scheme, Float8Scheme):
             try:
                 group_size_in(scheme, graph.params[name].shape[1])
             except InvalidRequestError as error:
-                raise InvalidRequestError(f"{name}: {error.cause}", f"{error.remedy} Or ignore it.") from error
+                remedy = f"{error.remedy} Or ignore it."
+                if not isinstance(scheme, IntegerScheme):
+                    remedy = f"Ignore it (--ignore {name}), or use an integer format with groups that do."
+                raise InvalidRequestError(f"{name}: {error.cause}", remedy) from error

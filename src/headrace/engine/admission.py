@@ -18,6 +18,12 @@ def max_length(request: Request, *, vocab_size: int, max_model_len: int, pool_to
     """
     _check_tokens(request, vocab_size)
     num_prompt = len(request.prompt_ids)
+    if num_prompt + len(request.params.forced_ids) > max_model_len:
+        raise ContextLengthError(
+            f"Prompt and forced_ids have {num_prompt + len(request.params.forced_ids)} tokens; the context window holds"
+            f" {max_model_len}.",
+            "Force fewer, or raise max_model_len.",
+        )
     if num_prompt >= max_model_len:
         raise ContextLengthError(
             f"The prompt has {num_prompt} tokens; the context window holds {max_model_len}, output included.",
@@ -45,6 +51,7 @@ def _check_tokens(request: Request, vocab_size: int) -> None:
         ("The prompt", request.prompt_ids),
         ("stop_token_ids", params.stop_token_ids),
         ("logit_bias", tuple(params.logit_bias)),
+        ("forced_ids", params.forced_ids),
     ):
         if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
             wrong = next(token for token in ids if not 0 <= token < vocab_size)

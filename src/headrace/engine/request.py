@@ -134,6 +134,8 @@ class Sequence:
         """How to choose its next token; where there is a `steady_row`, that says the same."""
         num_outputs = len(self.tokens) - self.num_prompt_tokens
         params = self.request.params
+        if num_outputs < len(params.forced_ids):
+            return SampleRow(params.forcing(params.forced_ids[num_outputs]), 0, 0)
         banned = tuple(sorted(self.end_ids)) if num_outputs < params.min_tokens else ()
         if not params.has_penalties:
             return SampleRow(params, self.seed, num_outputs, banned_ids=banned)
@@ -142,8 +144,9 @@ class Sequence:
     def append(self, token_id: int) -> FinishReason | None:
         """Take a sampled token; the reason if it ends the sequence."""
         self.tokens.append(token_id)
-        if token_id in self.end_ids and self.num_output_tokens >= self.request.params.min_tokens:
-            if token_id in self.request.params.stop_token_ids:
+        params = self.request.params
+        if token_id in self.end_ids and self.num_output_tokens >= max(params.min_tokens, len(params.forced_ids) + 1):
+            if token_id in params.stop_token_ids:
                 self.stop_reason = token_id
             return "stop"
         return "length" if len(self.tokens) >= self.max_len else None
@@ -168,7 +171,7 @@ def make_sequences(request: Request, *, serial: int, max_len: int) -> list[Seque
 
 def _is_steady(params: SamplingParams) -> bool:
     """Whether the choice depends on nothing but the logits, so that one row object serves every step."""
-    return params.temperature == 0.0 and not params.has_penalties and params.min_tokens == 0
+    return params.temperature == 0.0 and not params.has_penalties and params.min_tokens == 0 and not params.forced_ids
 
 
 def _splitmix64(state: int) -> int:

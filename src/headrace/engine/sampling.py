@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from headrace.base.errors import InvalidRequestError
 
 MAX_LOGPROBS = 20
+MAX_BIAS = 100.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,9 @@ class SamplingParams:
         stop: strings that end the output; the output ends before the string.
         stop_token_ids: tokens that end the output.
         ignore_eos: go on after the model's end-of-sequence tokens.
+        forced_ids: the first tokens produced, as unlikely as they may be (teacher forcing): logprobs then say what the
+            model gives a text. They count towards max_tokens and end nothing, but in a stop string. One that is less
+            likely than the likeliest by e^-100 cannot be forced; another token then stands in its place.
         logprobs: also report this many most likely alternatives per token (0: the chosen token alone); None: nothing.
     """
 
@@ -52,15 +56,21 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    forced_ids: tuple[int, ...] = ()
     logprobs: int | None = None
 
     def __post_init__(self) -> None:
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         object.__setattr__(self, "stop", stop)
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids or ()))
+        object.__setattr__(self, "forced_ids", tuple(self.forced_ids or ()))
         object.__setattr__(self, "logit_bias", dict(self.logit_bias or {}))
         self._check_types()
         self._check_ranges()
+
+    def forcing(self, token_id: int) -> "SamplingParams":
+        """What chooses this very token, and reports as many logprobs."""
+        return SamplingParams(temperature=0.0, logprobs=self.logprobs, logit_bias={token_id: MAX_BIAS})
 
     @property
     def has_penalties(self) -> bool:
@@ -80,6 +90,8 @@ class SamplingParams:
             _require_number("logit_bias value", bias)
         for token in self.stop_token_ids:
             _require_int("stop_token_ids entry", token)
+        for token in self.forced_ids:
+            _require_int("forced_ids entry", token)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidRequestError(f"ignore_eos must be true or false, not {self.ignore_eos!r}.")
         for text in self.stop:
@@ -93,6 +105,8 @@ class SamplingParams:
         _require("min_tokens", self.min_tokens, 0, 2**31 - 1)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(f"min_tokens {self.min_tokens} exceeds max_tokens {self.max_tokens}.")
+        if self.max_tokens is not None and len(self.forced_ids) > self.max_tokens:
+            raise InvalidRequestError(f"{len(self.forced_ids)} forced_ids exceed max_tokens {self.max_tokens}.")
         _require("temperature", self.temperature, 0.0, 100.0)
         _require("top_k", self.top_k, 0, 2**31 - 1)
         _require("top_p", self.top_p, 1e-9, 1.0)
@@ -102,7 +116,7 @@ class SamplingParams:
         _require("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         for token, bias in self.logit_bias.items():
             _require("logit_bias key", token, 0, 2**31 - 1)
-            _require(f"logit_bias of token {token}", bias, -100.0, 100.0)
+            _require(f"logit_bias of token {token}", bias, -MAX_BIAS, MAX_BIAS)
         if self.seed is not None:
             _require("seed", self.seed, -(2**63), 2**63 - 1)
         if self.logprobs is not None:

@@ -3,24 +3,31 @@
 from collections.abc import Sequence
 
 from headrace.graph.ir import KVLayer
+from headrace.numerics.kv_formats import BITS_PER_VALUE, KV_FORMATS, scales_per_head
 
-BYTES_PER_VALUE = {"f32": 4, "bf16": 2, "int8": 1}
-KV_FORMATS = tuple(BYTES_PER_VALUE)
-SCALE_BYTES = {"f32": 0, "bf16": 0, "int8": 4}
-"""Of each token and KV head, once for its key and once for its value."""
+PAIRED = ("int8", "int4")
+"""Formats whose features and tokens lie in pairs: an odd number of either is rounded up."""
+_SCALE_BYTES = 4
 
 
 def kv_bytes_per_block(kv_layers: Sequence[KVLayer], block_size: int, kv_format: str) -> int:
     """Bytes of one KV block: the keys and the values of `block_size` tokens, and their scales, over all layers."""
-    assert kv_format in BYTES_PER_VALUE, f"{kv_format!r} is not one of {KV_FORMATS}"
-    head_bytes = (layer.head_dim * BYTES_PER_VALUE[kv_format] + SCALE_BYTES[kv_format] for layer in kv_layers)
-    heads = (2 * block_size * layer.num_kv_heads for layer in kv_layers)
+    assert kv_format in BITS_PER_VALUE, f"{kv_format!r} is not one of {KV_FORMATS}"
     # Each layer's part is a whole number of floats, so that scales are aligned.
-    return sum(-(-count * size // 4) * 4 for count, size in zip(heads, head_bytes, strict=True))
+    return sum(-(-2 * _half_bytes(layer, block_size, kv_format) // 4) * 4 for layer in kv_layers)
 
 
 def kv_bytes_per_value(kv_layers: Sequence[KVLayer], kv_format: str) -> float:
     """Bytes that one cached value takes, its part of the scales included; a mean over layers of different widths."""
-    values = sum(2 * layer.num_kv_heads * layer.head_dim for layer in kv_layers)
-    scales = sum(2 * layer.num_kv_heads for layer in kv_layers)
-    return BYTES_PER_VALUE[kv_format] + SCALE_BYTES[kv_format] * scales / max(values, 1)
+    values = sum(layer.num_kv_heads * layer.head_dim for layer in kv_layers)
+    scales = sum(layer.num_kv_heads * scales_per_head(kv_format, layer.head_dim) for layer in kv_layers)
+    return BITS_PER_VALUE[kv_format] / 8 + _SCALE_BYTES * scales / max(values, 1)
+
+
+def _half_bytes(layer: KVLayer, block_size: int, kv_format: str) -> int:
+    """Of one layer's keys in a block, or of its values."""
+    dim, tokens = layer.head_dim, block_size
+    scales = tokens * scales_per_head(kv_format, dim)
+    if kv_format in PAIRED:
+        dim, tokens = -(-dim // 2) * 2, -(-tokens // 2) * 2
+    return layer.num_kv_heads * (dim * tokens * BITS_PER_VALUE[kv_format] // 8 + _SCALE_BYTES * scales)

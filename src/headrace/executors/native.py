@@ -9,12 +9,13 @@ import numpy as np
 from headrace import _native
 from headrace.base.errors import CapacityError, ExecutorError
 from headrace.engine.step import Int32, Step, StepResult
-from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block
+from headrace.executors.kv_layout import kv_bytes_per_block
 from headrace.executors.native_plan import CompiledPlan, compile_plan
 from headrace.executors.native_sampling import EncodedRows, SamplingEncoder
 from headrace.executors.native_weights import PackedWeights, StagedUpdate
 from headrace.executors.weight_cache import WeightCache
 from headrace.graph.ir import Graph, Rows
+from headrace.numerics.kv_formats import KV_FORMATS
 from headrace.numerics.tensor import RawTensor
 
 ACTIVATIONS = ("auto", "f32", "int16", "bf16", "int8")
@@ -28,7 +29,7 @@ class NativeExecutor:
         graph: a model; fuse it first for speed.
         weights: one stored tensor per parameter of the graph, vectors in any format.
         num_blocks, block_size: the KV pool. Blocks take memory once they are written.
-        kv_format: one of `kv_layout.KV_FORMATS`.
+        kv_format: one of `kv_formats.KV_FORMATS`.
         activation: how linears read their input: ``f32`` (exactly, or to 2^-17); ``bf16``; ``int16`` or ``int8``, fixed
             point of the largest magnitude in each group of a quantized weight (plain weights read f32; int16 with AMX:
             in each row, weights in 16 bits too); or ``auto``, the fastest of f32 and int16 on that instruction set.

@@ -18,14 +18,15 @@ from torch import Tensor
 
 from headrace.engine.step import Float32, Step, StepResult
 from headrace.executors import sampler
-from headrace.executors.kv_layout import KV_FORMATS
-from headrace.executors.torch_ops import REFERENCE_OPS, Batch, Call, KVCache
+from headrace.executors.torch_device import torch_device
+from headrace.executors.torch_numerics import Numerics, ops_with
+from headrace.executors.torch_ops import Batch, Call, KVCache
 from headrace.graph.ir import Graph
 from headrace.graph.ops import validate
+from headrace.numerics.kv_formats import KV_FORMATS
 from headrace.numerics.tensor import RawTensor
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 class TorchExecutor:
@@ -36,9 +37,10 @@ class TorchExecutor:
         weights: a tensor for every parameter of the graph. Decoded to `dtype` here; not kept.
         num_blocks: KV blocks to allocate.
         block_size: tokens per block.
-        kv_format: one of `kv_layout.KV_FORMATS`; keys and values are rounded to it when they are appended.
+        kv_format: one of `kv_formats.KV_FORMATS`; keys and values are rounded to it when they are appended.
         dtype: a key of `DTYPES`: of the weights and of the activations between nodes.
-        device: as torch names it.
+        numerics: how ops are computed if not as the reference does.
+        device: as torch names it; one that it cannot use is an InvalidRequestError.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class TorchExecutor:
         kv_format: str = "f32",
         dtype: str = "float32",
         device: str = "cpu",
+        numerics: Numerics | None = None,
     ) -> None:
         if kv_format not in KV_FORMATS:
             raise InvalidRequestError(f"kv_format {kv_format!r} is unknown.", f"Use one of {KV_FORMATS}.")
@@ -61,12 +64,13 @@ class TorchExecutor:
         self.num_blocks = num_blocks
         self.vocab_size = graph.node(graph.output).features
         self._graph = graph
-        self._device = torch.device(device)
+        self._ops = ops_with(numerics or Numerics(), graph.output)
+        self._device = torch_device(device)
         self._dead_after = _dead_after(graph)
         self._dtype = DTYPES[dtype]
         self._params = dict(_load(graph, weights, self._dtype, self._device))
         self._kv = tuple(
-            KVCache.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), _KV_DTYPES[kv_format], self._device)
+            KVCache.zeros((num_blocks, block_size, kv.num_kv_heads, kv.head_dim), kv_format, self._device)
             for kv in graph.kv_layers
         )
 
@@ -104,7 +108,7 @@ class TorchExecutor:
         for node in self._graph.nodes:
             inputs = [live[name] for name in node.inputs]
             params = [self._params[name] for name in node.params]
-            live[node.name] = REFERENCE_OPS[node.op](Call(node, inputs, params, batch))
+            live[node.name] = self._ops[node.op](Call(node, inputs, params, batch))
             if node.name in wanted:
                 kept[node.name] = live[node.name].to("cpu", torch.float32).contiguous().numpy()
             for name in self._dead_after[node.name]:

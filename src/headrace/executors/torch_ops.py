@@ -18,44 +18,84 @@ from torch import Tensor
 
 from headrace.engine.step import Step
 from headrace.graph.ir import Node
-from headrace.numerics.int8 import quantize_int8
+from headrace.numerics.kv_cache import RoundedHeads, round_heads, widen_heads
+from headrace.numerics.kv_formats import scales_per_head
+
+_PLAIN = {"f32": torch.float32, "bf16": torch.bfloat16}
+_CODES = {"fp8": torch.uint8, "int8": torch.int8, "int4": torch.uint8}
 
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Keys and values of one attention layer: both ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+    """Keys and values of one attention layer.
 
-    Where they are int8, `scales` are float32 ``[2, num_blocks, block_size, num_kv_heads]``: of the keys, of the values.
+    Attributes:
+        kv_format: one of `headrace.numerics.kv_formats.KV_FORMATS`.
+        keys, values: ``[num_blocks, block_size, num_kv_heads, head_dim]`` numbers or codes; int4 has two to a byte.
+        scales: of the keys, of the values: ``[2, num_blocks, block_size, num_kv_heads, groups]``, float32; of int4
+            bfloat16, the scales of all groups, then what their codes 0 stand for. None in a format without scales.
+        head_dim: features of a head.
     """
 
+    kv_format: str
     keys: Tensor
     values: Tensor
-    scales: Tensor | None = None
+    scales: Tensor | None
+    head_dim: int
 
     @classmethod
-    def zeros(cls, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> "KVCache":
-        """An empty cache of that shape and number format."""
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        scaled = dtype == torch.int8
-        return cls(keys, values, torch.zeros((2, *shape[:-1]), device=device) if scaled else None)
+    def zeros(cls, shape: tuple[int, int, int, int], kv_format: str, device: torch.device) -> "KVCache":
+        """An empty cache of ``[num_blocks, block_size, num_kv_heads, head_dim]``."""
+        *tokens, head_dim = shape
+        stored = (*tokens, -(-head_dim // 2) if kv_format == "int4" else head_dim)
+        dtype = _PLAIN.get(kv_format) or _CODES[kv_format]
+        keys, values = (torch.zeros(stored, dtype=dtype, device=device) for _ in range(2))
+        if kv_format in _PLAIN:
+            return cls(kv_format, keys, values, None, head_dim)
+        groups, scale_dtype = scales_per_head(kv_format, head_dim), torch.float32
+        if kv_format == "int4":
+            groups, scale_dtype = 2 * groups, torch.bfloat16
+        scales = torch.zeros((2, *tokens, groups), dtype=scale_dtype, device=device)
+        return cls(kv_format, keys, values, scales, head_dim)
 
     def append(self, slots: Tensor, k_tkd: Tensor, v_tkd: Tensor) -> None:
         """Round each token's keys and values to the cache's format and keep them at its slot."""
         for i, (part, x_tkd) in enumerate(((self.keys, k_tkd), (self.values, v_tkd))):
             if self.scales is None:
                 part.flatten(0, 1)[slots] = x_tkd.to(part.dtype)
-            else:
-                codes, scales = quantize_int8(x_tkd.to("cpu", torch.float32).numpy())
-                part.flatten(0, 1)[slots] = torch.from_numpy(codes).to(part.device)
-                self.scales[i].flatten(0, 1)[slots] = torch.from_numpy(scales).to(part.device)
+                continue
+            heads = round_heads(x_tkd.to("cpu", torch.float32).numpy(), self.kv_format, keys=part is self.keys)
+            codes, scales = heads.codes, heads.scales
+            if heads.lowest is not None:
+                codes, scales = _pack_nibbles(heads.codes), np.concatenate([heads.scales, heads.lowest], axis=-1)
+            part.flatten(0, 1)[slots] = torch.from_numpy(codes).to(part.device)
+            self.scales[i].flatten(0, 1)[slots] = torch.from_numpy(scales).to(part.device, self.scales.dtype)
 
     def read(self, blocks: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of the tokens in some blocks: both ``[tokens, num_kv_heads, head_dim]``."""
-        k_skd, v_skd = (part[blocks].flatten(0, 1) for part in (self.keys, self.values))
-        if self.scales is not None:
-            k_scales, v_scales = (scales[blocks].flatten(0, 1)[..., None] for scales in self.scales)
-            k_skd, v_skd = k_skd * k_scales, v_skd * v_scales
+        k_skd, v_skd = (self._widened(i, blocks) for i in range(2))
         return k_skd.to(dtype), v_skd.to(dtype)
+
+    def _widened(self, i: int, blocks: Tensor) -> Tensor:
+        part = (self.keys, self.values)[i]
+        stored = part[blocks].flatten(0, 1)
+        if self.scales is None:
+            return stored
+        codes, scales = stored.cpu().numpy(), self.scales[i][blocks].flatten(0, 1).to("cpu", torch.float32).numpy()
+        heads = RoundedHeads(codes, scales)
+        if self.kv_format == "int4":
+            heads = RoundedHeads(_unpack_nibbles(codes)[..., : self.head_dim], *np.split(scales, 2, axis=-1))
+        return torch.from_numpy(widen_heads(heads, self.kv_format, keys=i == 0)).to(part.device)
+
+
+def _pack_nibbles(codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Two neighbours to a byte, the first in its lower half; a zero after an odd number."""
+    even = np.pad(codes, [(0, 0)] * (codes.ndim - 1) + [(0, codes.shape[-1] % 2)])
+    return even[..., ::2] | even[..., 1::2] << 4
+
+
+def _unpack_nibbles(packed: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +211,25 @@ def glu(call: Call) -> Tensor:
 
 def rope(call: Call) -> Tensor:
     """Rotary position embedding (arXiv:2104.09864), "half" layout; the features after `rotary_dim` pass through."""
+    return rotate(call, *rotation(call))
+
+
+def rotation(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+    """Cosines and sines by which a `rope` node turns, each ``[t, rotary_dim / 2]`` in `dtype`.
+
+    In float64, since at long positions a float32 product would already be off by 1e-3 radians.
+    """
     table = call.node.rope()
-    # Angles in float64: at long positions a float32 product would already be off by 1e-3 radians.
-    inv_freq = torch.tensor(table.inv_freq, dtype=torch.float64, device=call.batch.positions.device)
-    angles_tf = call.batch.positions[:, None].double() * inv_freq
+    inv_freq = torch.tensor(table.inv_freq, dtype=dtype, device=call.batch.positions.device)
+    angles_tf = call.batch.positions[:, None].to(dtype) * inv_freq
+    return torch.cos(angles_tf) * table.scale, torch.sin(angles_tf) * table.scale
+
+
+def rotate(call: Call, cos_tf: Tensor, sin_tf: Tensor) -> Tensor:
+    """What `rope` makes with given cosines and sines."""
+    table = call.node.rope()
     x_thd = _split(_at_least_f32(call.inputs[0]), call.node.integer("head_dim"))
-    cos, sin = ((fn(angles_tf) * table.scale)[:, None].to(x_thd.dtype) for fn in (torch.cos, torch.sin))
+    cos, sin = (factor[:, None].to(x_thd.dtype) for factor in (cos_tf, sin_tf))
     half = table.rotary_dim // 2
     first, second, rest = torch.split(x_thd, [half, half, x_thd.shape[-1] - 2 * half], dim=-1)
     rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)

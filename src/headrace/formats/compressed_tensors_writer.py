@@ -1,4 +1,4 @@
-"""Writing compressed-tensors folders: int4 and int8 as pack-quantized, fp8 as float-quantized.
+"""Writing compressed-tensors folders: int4 and int8 as pack-quantized, fp8 as float-quantized, mxfp4, nvfp4.
 
 The layouts are those that `compressed_tensors` reads; vLLM, llm-compressor and transformers read them too.
 """
@@ -13,16 +13,27 @@ import numpy as np
 from headrace.base.errors import InvalidRequestError
 from headrace.formats.model_folder import fill, new_folder
 from headrace.formats.quantized import KEY
-from headrace.formats.safetensors import SINGLE_FILE
-from headrace.formats.safetensors_writer import STORABLE, Plan, SafetensorsFile
+from headrace.formats.safetensors_writer import STORABLE, Plan, SafetensorsFolder
 from headrace.numerics.bitfields import Bytes, Float32
+from headrace.numerics.float8 import e4m3_to_f32, f32_to_e4m3, f32_to_e8m0
+from headrace.numerics.quantize import nvfp4_divisor
 from headrace.numerics.rounding import f32_to_bf16, f32_to_f16
-from headrace.numerics.row_blocks import Groups, RowBlocks, groups_in, pack_nibbles, repeat_scales, row_blocks
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme
+from headrace.numerics.row_blocks import (
+    MXFP4,
+    NVFP4,
+    Groups,
+    RowBlocks,
+    groups_in,
+    pack_nibbles,
+    repeat_scales,
+    row_blocks,
+)
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 from headrace.numerics.tensor import RawTensor
 
-WritableScheme = IntegerScheme | Float8Scheme
+WritableScheme = IntegerScheme | Float8Scheme | Mxfp4Scheme | Nvfp4Scheme
 _SUFFIX = ".weight"
+_SCALE_PARTS = {MXFP4: "u8", NVFP4: "f8_e4m3"}  # of other layouts the scale's own type
 
 
 def write_compressed_tensors(
@@ -31,6 +42,8 @@ def write_compressed_tensors(
     tensors: Mapping[str, RawTensor],
     schemes: Mapping[str, WritableScheme],
     files: Sequence[Path] = (),
+    *,
+    max_shard_bytes: int | None = None,
 ) -> None:
     """Make a folder of a model whose weights are partly quantized. Each tensor is read once, one after the other.
 
@@ -40,24 +53,25 @@ def write_compressed_tensors(
         tensors: all of the model's, by their Hugging Face names, in f32, bf16, f16 or row blocks.
         schemes: of every tensor that is in row blocks, by the same names, the scheme that it was rounded to.
         files: copied into the folder (`model_folder.companions`).
+        max_shard_bytes: of the tensors in one file; what a weight is made of stays in one. None: all in one file.
 
     Raises:
         InvalidRequestError: `target` exists, or a tensor cannot be stored in this format; names it.
         StorageError: the folder cannot be written; nothing of it is left.
     """
-    parts = {name: _parts(name, tensors[name], scheme) for name, scheme in schemes.items()}
-    plan: dict[str, tuple[str, tuple[int, ...]]] = {}
+    plans: list[Plan] = []
     for name, tensor in tensors.items():
         if name not in schemes and tensor.format.name not in ("f32", "bf16", "f16"):
             raise InvalidRequestError(
                 f"{name} is stored as {tensor.format.name}, which compressed-tensors does not hold.",
                 f"Turn it into one of {', '.join(STORABLE[:3])} first, or give its scheme if it is quantized.",
             )
-        plan |= parts.get(name) or {name: (tensor.format.name, tensor.shape)}
+        plain: Plan = {name: (tensor.format.name, tensor.shape)}
+        plans.append(_parts(name, tensor, schemes[name]) if name in schemes else plain)
     stated = {**config, KEY: _quantization_config(tensors, schemes)}
     with new_folder(target) as folder:
         fill(folder, stated, files)
-        with SafetensorsFile(folder / SINGLE_FILE, plan, {"format": "pt"}) as file:
+        with SafetensorsFolder(folder, plans, max_shard_bytes) as file:
             for name, tensor in tensors.items():
                 for part, data in _stored(name, tensor, schemes.get(name)):
                     file.write(part, data)
@@ -75,6 +89,11 @@ def _parts(name: str, tensor: RawTensor, scheme: WritableScheme) -> Plan:
         extents = (-(-rows // block_rows), -(-features // block_columns))
         scale_shape: tuple[int, ...] = (1,) if scheme.block == (WHOLE, WHOLE) else extents
         plan: dict[str, tuple[str, tuple[int, ...]]] = {name: ("f8_e4m3", (rows, features))}
+    elif not isinstance(scheme, IntegerScheme):
+        scale_shape = (rows, features // layout.group_size)
+        plan = {f"{module}.weight_packed": ("u8", (rows, features // 2))}
+        if isinstance(scheme, Nvfp4Scheme):
+            plan[f"{module}.weight_global_scale"] = ("f32", (1,))
     else:
         scale_shape = (rows, features // layout.group_size)
         words = -(-features * scheme.bits // 32)
@@ -83,10 +102,12 @@ def _parts(name: str, tensor: RawTensor, scheme: WritableScheme) -> Plan:
             plan[f"{module}.weight_zero_point"] = ("i32", (-(-rows * scheme.bits // 32), scale_shape[1]))
     if layout != _layout(scheme, rows, features):
         raise InvalidRequestError(f"{name} is stored as {layout.name}, which is not {scheme}.", "Give its own scheme.")
-    return plan | {f"{module}.weight_scale": (layout.scale, scale_shape)}
+    return plan | {f"{module}.weight_scale": (_SCALE_PARTS.get(layout, layout.scale), scale_shape)}
 
 
 def _layout(scheme: WritableScheme, rows: int, features: int) -> RowBlocks:
+    if isinstance(scheme, Mxfp4Scheme | Nvfp4Scheme):
+        return MXFP4 if isinstance(scheme, Mxfp4Scheme) else NVFP4
     if isinstance(scheme, Float8Scheme):
         return RowBlocks("fp8", math.gcd(scheme.block_of(rows, features)[1], features), scheme.scale)
     element = f"{'' if scheme.symmetric else 'u'}int{scheme.bits}"
@@ -103,11 +124,15 @@ def _stored(name: str, tensor: RawTensor, scheme: WritableScheme | None) -> Iter
     groups = groups_in(layout, tensor.data)
     module = name.removesuffix(_SUFFIX)
     scales = groups.scales
-    if isinstance(scheme, Float8Scheme):
-        scales = _scales_of_blocks(name, groups, scheme)
-        yield name, groups.codes
-    else:
-        yield from _packed(module, groups, scheme)
+    match scheme:
+        case Float8Scheme():
+            scales = _scales_of_blocks(name, groups, scheme)
+            yield name, groups.codes
+        case IntegerScheme():
+            yield from _packed(module, groups, scheme)
+        case _:
+            yield from _packed_float4(module, groups, scheme)
+            return
     narrow = {"f32": lambda values: values, "bf16": f32_to_bf16, "f16": f32_to_f16}[layout.scale]
     yield f"{module}.weight_scale", np.ascontiguousarray(narrow(scales)).view(np.uint8)
 
@@ -131,6 +156,23 @@ def _packed(module: str, groups: Groups, scheme: IntegerScheme) -> Iterator[tupl
         yield f"{module}.weight_zero_point", np.ascontiguousarray(by_group.T).view(np.uint8)
 
 
+def _packed_float4(module: str, groups: Groups, scheme: Mxfp4Scheme | Nvfp4Scheme) -> Iterator[tuple[str, Bytes]]:
+    yield f"{module}.weight_packed", pack_nibbles(groups.codes)
+    if isinstance(scheme, Mxfp4Scheme):
+        yield f"{module}.weight_scale", f32_to_e8m0(groups.scales)
+        return
+    if scheme.peak is None:
+        raise InvalidRequestError(
+            f"{module}.weight has a scheme that does not say its peak.", "Give Nvfp4Scheme(peak=…)."
+        )
+    divisor = nvfp4_divisor(scheme.peak)
+    codes = f32_to_e4m3(groups.scales * divisor)
+    if not np.array_equal(e4m3_to_f32(codes) / divisor, groups.scales, equal_nan=True):
+        raise InvalidRequestError(f"{module}.weight has scales that are not of {scheme}.", "Give its own scheme.")
+    yield f"{module}.weight_scale", codes
+    yield f"{module}.weight_global_scale", np.array([divisor], "<f4").view(np.uint8)
+
+
 def _words(codes: Bytes, bits: int) -> Bytes:
     """Codes packed into little-endian 32-bit words, lowest first: ``[n, bytes]``; the last word of a row is padded."""
     padding = -codes.shape[1] % (32 // bits)
@@ -142,6 +184,8 @@ def _quantization_config(tensors: Mapping[str, RawTensor], schemes: Mapping[str,
     """One group per scheme. A single one is for all linear layers but those that are named, as readers expect it."""
     modules: dict[WritableScheme, list[str]] = {}
     for name, scheme in schemes.items():
+        if isinstance(scheme, Nvfp4Scheme):
+            scheme = Nvfp4Scheme()  # what the config says of it is the same whatever its peak
         modules.setdefault(scheme, []).append(name.removesuffix(_SUFFIX))
     has_embedding = any(_is_embedding(name) for names in modules.values() for name in names)
     by_class = len(modules) == 1 and not has_embedding
@@ -189,6 +233,11 @@ def _weights(scheme: WritableScheme) -> dict[str, Any]:
             {"strategy": "group", "group_size": scheme.group_size} if scheme.group_size else {"strategy": "channel"}
         )
         return {**shared, "num_bits": scheme.bits, "type": "int", "symmetric": scheme.symmetric, **strategy}
+    if not isinstance(scheme, Float8Scheme):
+        one = {"num_bits": 4, "type": "float", "symmetric": True, "group_size": scheme.group_size}
+        if isinstance(scheme, Mxfp4Scheme):
+            return {**shared, **one, "strategy": "group", "scale_dtype": "torch.uint8"}
+        return {**shared, **one, "strategy": "tensor_group", "scale_dtype": "torch.float8_e4m3fn"}
     strategies: dict[tuple[int, int], dict[str, Any]] = {
         (WHOLE, WHOLE): {"strategy": "tensor"},
         (1, WHOLE): {"strategy": "channel"},
@@ -198,4 +247,11 @@ def _weights(scheme: WritableScheme) -> dict[str, Any]:
 
 
 def _format(scheme: WritableScheme) -> str:
-    return "pack-quantized" if isinstance(scheme, IntegerScheme) else "float-quantized"
+    match scheme:
+        case IntegerScheme():
+            return "pack-quantized"
+        case Mxfp4Scheme():
+            return "mxfp4-pack-quantized"
+        case Nvfp4Scheme():
+            return "nvfp4-pack-quantized"
+    return "float-quantized"

@@ -15,32 +15,21 @@ from headrace.formats.mapped_file import map_file, rows_view
 from headrace.numerics.formats import FORMATS, NumberFormat
 from headrace.numerics.tensor import RawTensor
 
-_MAGIC = b"GGUF"
+MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
-_DEFAULT_ALIGNMENT = 32
+DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 20
 _MAX_DIMENSIONS = 4
 _LEAST_METADATA_BYTES = 8 + 4 + 1  # key length, value type, one byte of value
 _LEAST_TENSOR_BYTES = 8 + 4 + 8 + 4 + 8  # name length, dimensions, one extent, type, offset
 
-_FORMAT_OF_TYPE: Mapping[int, NumberFormat] = {
-    code: FORMATS[name]
-    for code, name in {
-        0: "f32",
-        1: "f16",
-        2: "q4_0",
-        3: "q4_1",
-        6: "q5_0",
-        7: "q5_1",
-        8: "q8_0",
-        10: "q2_k",
-        11: "q3_k",
-        12: "q4_k",
-        13: "q5_k",
-        14: "q6_k",
-        30: "bf16",
-    }.items()
-}
+TYPE_NAMES: Mapping[int, str] = {
+    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 10: "q2_k", 11: "q3_k", 12: "q4_k",
+    13: "q5_k", 14: "q6_k", 30: "bf16",
+}  # fmt: skip
+"""The number format behind each of ggml's types that is read and written."""
+
+_FORMAT_OF_TYPE = {code: FORMATS[name] for code, name in TYPE_NAMES.items()}
 _UNREAD_TYPES: Mapping[int, str] = {
     9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S",
     22: "IQ2_S", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 29: "IQ1_M", 34: "TQ1_0",
@@ -104,11 +93,29 @@ def read_gguf(path: Path) -> GgufFile:
     return GgufFile(metadata, tensors)
 
 
+def stored_metadata(path: Path) -> dict[str, bytes]:
+    """A file's metadata by key, each value with its type as the file holds it: to be copied into another file.
+
+    Raises as `read_gguf` does.
+    """
+    data = map_file(path)
+    reader = HeaderReader(data, str(path))
+    _check_preamble(reader)
+    reader.count("the number of tensors", _LEAST_TENSOR_BYTES)
+    found: dict[str, bytes] = {}
+    for index in range(reader.count("the number of metadata entries", _LEAST_METADATA_BYTES)):
+        key = reader.string(f"the key of metadata entry {index}")
+        start = reader.position
+        reader.value(key)
+        found[key] = data[start : reader.position]
+    return found
+
+
 def _check_preamble(reader: HeaderReader) -> None:
     magic = reader.data[:4]
-    if magic != _MAGIC:
+    if magic != MAGIC:
         raise CheckpointError(
-            f"{reader.path} is not a GGUF file: it starts with {magic!r}, not {_MAGIC!r}.",
+            f"{reader.path} is not a GGUF file: it starts with {magic!r}, not {MAGIC!r}.",
             "Give the path of a .gguf file, or of a folder with config.json and safetensors.",
         )
     reader.position = 4
@@ -171,7 +178,7 @@ def _read_tensor_info(reader: HeaderReader, index: int) -> _TensorInfo:
 
 
 def _alignment(reader: HeaderReader, metadata: Mapping[str, Value]) -> int:
-    value = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
+    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     is_power = isinstance(value, int) and 8 <= value <= _MAX_ALIGNMENT and value & (value - 1) == 0
     if not is_power:
         raise reader.error(f"general.alignment is {value!r}, not a power of two from 8 to {_MAX_ALIGNMENT}")

@@ -16,7 +16,7 @@ from headrace._native import string_offsets
 from headrace.base.errors import CheckpointError
 from headrace.formats.mapped_file import DOWNLOAD_AGAIN
 
-_BOOL, _STRING, _ARRAY = 7, 8, 9
+_U32_TYPE, _I32_TYPE, _F32_TYPE, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _SCALARS = {
     0: struct.Struct("<B"),
     1: struct.Struct("<b"),
@@ -97,6 +97,41 @@ class StringArray(Sequence[str]):
 
 
 Value = Scalar | StringArray | list[int] | list[float] | list[bool] | list["Value"]
+
+
+def encoded(value: object) -> bytes:
+    """A value with its type, as a GGUF file holds it.
+
+    str, bool, int from 0 up (u32), float (f32), and sequences of str, int (i32) or float (f32), which are what
+    llama.cpp asks for under its own keys.
+    """
+    match value:
+        case str():
+            return _encoded_type(_STRING) + encoded_string(value)
+        case bool():
+            return _encoded_type(_BOOL) + bytes([value])
+        case int():
+            return _encoded_type(_U32_TYPE) + _U32.pack(value)
+        case float():
+            return _encoded_type(_F32_TYPE) + _SCALARS[_F32_TYPE].pack(value)
+    assert isinstance(value, Sequence), f"GGUF has no type for {type(value).__name__}"
+    items = list(value)
+    if all(isinstance(item, str) for item in items):
+        kind, packed = _STRING, b"".join(map(encoded_string, items))
+    else:
+        kind = _I32_TYPE if all(isinstance(item, int) for item in items) else _F32_TYPE
+        packed = np.asarray(items, _SCALARS[kind].format).tobytes()
+    return _encoded_type(_ARRAY) + _encoded_type(kind) + _U64.pack(len(items)) + packed
+
+
+def _encoded_type(kind: int) -> bytes:
+    return _U32.pack(kind)
+
+
+def encoded_string(text: str) -> bytes:
+    """A key, or a tensor's name, as a GGUF file holds it."""
+    data = text.encode()
+    return _U64.pack(len(data)) + data
 
 
 class HeaderReader:

@@ -1,35 +1,32 @@
-"""Writing a safetensors file, tensor by tensor, in any order.
+"""Writing safetensors, in one file or in shards, tensor by tensor, in any order.
 
 Source: https://github.com/huggingface/safetensors#format.
 """
 
 import json
-import os
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
-import numpy as np
-
+from headrace.formats.planned_file import PlannedFile
+from headrace.formats.safetensors import INDEX_FILE, SINGLE_FILE
 from headrace.numerics.bitfields import Bytes
 from headrace.numerics.formats import FORMATS, PARTS, NumberFormat
 
 STORABLE = ("f32", "bf16", "f16", *PARTS)
 """Number formats that a safetensors file has an element type for."""
 
-_PIECE = 16 << 20
 _ALIGNMENT = 8
 
 Plan = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensors to come: by name, the number format (one of `STORABLE`) and the shape."""
 
 
-class SafetensorsFile:
-    """A file with a header and room for all its tensors, which `write` fills. A context manager; raises OSError.
-
-    Its whole size is claimed at once, so that a disk without room says so before it is filled. On a clean exit every
-    tensor must have been written, and the bytes are on the disk.
-    """
+class SafetensorsFile(PlannedFile):
+    """A safetensors file to fill."""
 
     def __init__(self, path: Path, plan: Plan, metadata: Mapping[str, str]) -> None:
         """
@@ -38,35 +35,72 @@ class SafetensorsFile:
             plan: what will be written.
             metadata: kept in the header.
         """
-        self._offsets, header, size = _layout(plan, metadata)
-        self._pending = set(plan)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            os.posix_fallocate(self._fd, 0, size)
-            _write(self._fd, memoryview(header), 0)
-        except BaseException:
-            os.close(self._fd)
-            raise
+        offsets, header, size = _layout(plan, metadata)
+        super().__init__(path, header, offsets, size)
+
+
+class SafetensorsFolder:
+    """The tensors of a Hugging Face folder to fill: ``model.safetensors``, or shards and the index that names them.
+
+    A context manager as `SafetensorsFile` is: room for all shards is claimed at once.
+    """
+
+    def __init__(self, folder: Path, plans: Sequence[Plan], max_bytes: int | None = None) -> None:
+        """
+        Args:
+            folder: has none of the files yet.
+            plans: what will be written, in order; the tensors of one plan go into one shard.
+            max_bytes: of one shard's tensors; a plan that alone is larger gets a shard of its own. None: one file.
+        """
+        shards = _shards(plans, max_bytes)
+        names = [SINGLE_FILE]
+        if len(shards) > 1:
+            names = [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
+        self._file_of: dict[str, SafetensorsFile] = {}
+        with ExitStack() as opened:
+            for file_name, shard in zip(names, shards, strict=True):
+                file = opened.enter_context(SafetensorsFile(folder / file_name, shard, {"format": "pt"}))
+                self._file_of |= dict.fromkeys(shard, file)
+            if len(shards) > 1:
+                _write_index(folder / INDEX_FILE, dict(zip(names, shards, strict=True)))
+            self._opened = opened.pop_all()
 
     def write(self, name: str, data: Bytes) -> None:
         """One tensor's bytes, as `RawTensor.data` has them."""
-        begin, end = self._offsets[name]
-        assert data.nbytes == end - begin, f"{name} takes {end - begin} bytes, not {data.nbytes}"
-        self._pending.remove(name)
-        _write(self._fd, np.ascontiguousarray(data).reshape(-1).data, begin)
+        self._file_of[name].write(name, data)
 
-    def __enter__(self) -> "SafetensorsFile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                assert not self._pending, f"not written: {sorted(self._pending)}"
-                os.fsync(self._fd)
-        finally:
-            os.close(self._fd)
+        self._opened.__exit__(kind, error, traceback)
+
+
+def _shards(plans: Sequence[Plan], max_bytes: int | None) -> list[Plan]:
+    shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
+    size = 0
+    for plan in plans:
+        num_bytes = _num_bytes(plan)
+        if max_bytes is not None and shards[-1] and size + num_bytes > max_bytes:
+            shards.append({})
+            size = 0
+        shards[-1] |= plan
+        size += num_bytes
+    return [*shards]
+
+
+def _write_index(path: Path, shards: Mapping[str, Plan]) -> None:
+    index = {
+        "metadata": {"total_size": sum(map(_num_bytes, shards.values()))},
+        "weight_map": {name: file_name for file_name, plan in shards.items() for name in plan},
+    }
+    path.write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _num_bytes(plan: Plan) -> int:
+    return sum(_format(name).block_bytes * math.prod(shape) for name, shape in plan.values())
 
 
 def _layout(plan: Plan, metadata: Mapping[str, str]) -> tuple[dict[str, tuple[int, int]], bytes, int]:
@@ -79,7 +113,7 @@ def _layout(plan: Plan, metadata: Mapping[str, str]) -> tuple[dict[str, tuple[in
     for name in sorted(plan, key=lambda name: (-_format(plan[name][0]).block_bytes, name)):
         format_name, shape = plan[name]
         assert format_name in STORABLE, f"{name} is {format_name}, for which there is no element type"
-        begin, end = end, end + _format(format_name).block_bytes * int(np.prod(shape, dtype=np.int64))
+        begin, end = end, end + _format(format_name).block_bytes * math.prod(shape)
         header[name] = {"dtype": format_name.upper(), "shape": list(shape), "data_offsets": [begin, end]}
         spans[name] = (begin, end)
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -91,9 +125,3 @@ def _layout(plan: Plan, metadata: Mapping[str, str]) -> tuple[dict[str, tuple[in
 
 def _format(name: str) -> NumberFormat:
     return FORMATS[name] if name in FORMATS else PARTS[name]
-
-
-def _write(fd: int, data: memoryview, at: int) -> None:
-    while data:
-        written = os.pwrite(fd, data[:_PIECE], at)
-        data, at = data[written:], at + written

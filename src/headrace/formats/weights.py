@@ -1,7 +1,7 @@
 """From stored tensors to a graph's parameters: every parameter found, shaped right, and transformed exactly."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,6 +10,7 @@ from headrace.base.errors import CheckpointError, UnsupportedModelError
 from headrace.formats.checkpoint import Checkpoint
 from headrace.graph.ir import Param
 from headrace.models.sources import Source, Transform
+from headrace.numerics.bitfields import Bytes
 from headrace.numerics.formats import PARTS
 from headrace.numerics.tensor import RawTensor
 
@@ -117,3 +118,16 @@ def uninterleave_rope(stored: RawTensor, num_heads: int) -> RawTensor:
     assert num_heads > 0, "the number of heads is not known"
     assert outputs % (2 * num_heads) == 0, f"{outputs} outputs are not {num_heads} heads of pairs"
     return RawTensor(stored.format, stored.shape, stored.source, num_heads)
+
+
+def interleave_rope(tensor: RawTensor, num_heads: int) -> RawTensor:
+    """The inverse of `uninterleave_rope`: what that was given, or a tensor whose outputs are moved when it is read."""
+    if tensor.interleaved_heads == num_heads:
+        return replace(tensor, interleaved_heads=0)
+
+    def moved() -> Bytes:
+        data = tensor.data
+        halves = data.reshape(num_heads, 2, tensor.shape[0] // num_heads // 2, -1)
+        return halves.swapaxes(1, 2).reshape(data.shape)
+
+    return RawTensor(tensor.format, tensor.shape, moved)

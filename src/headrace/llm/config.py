@@ -5,7 +5,7 @@ from typing import Any
 
 from headrace.base.errors import InvalidRequestError
 from headrace.base.settings import ISA_NAMES
-from headrace.executors.kv_layout import KV_FORMATS
+from headrace.numerics.kv_formats import KV_FORMATS
 
 EXECUTORS = ("native", "torch")
 WEIGHT_FORMATS = ("f32", "bf16")
@@ -27,8 +27,9 @@ class LLMConfig:
         kv_cache_memory: bytes for the KV cache; None: what `max_num_seqs` full contexts need, or half of the memory
             that is free if that is less.
         block_size: tokens per KV block.
-        kv_format: precision of cached keys and values: ``bf16``, ``f32``, or ``int8`` with a scale per token and KV
-            head, which takes half of bf16's memory and changes logprobs in the second decimal (docs/lab-notes.md).
+        kv_format: how cached keys and values are kept: ``f32``; ``bf16``; ``int8``, a little over half of bf16's
+            memory; ``fp8`` (e4m3), as much and less exact; or ``int4``, a third of the memory and a visible loss. What
+            each does to the outcome: docs/quantization.md.
         activation: precision in which linear layers read their input (native executor): ``f32``; ``int16`` or ``int8``,
             fixed point of the largest magnitude in each group of a quantized weight (int16 with AMX: in each row, and
             the weights in 16 bits as well); ``bf16``; or ``auto``, the fastest on this machine of f32 and int16.

@@ -74,7 +74,7 @@ def plan_memory(
         raise CapacityError(
             f"One context of {wanted_len} tokens needs {_size(blocks_per_seq * block_bytes)} of KV cache, and"
             f" {_size(budget)} is planned for it ({_size(available)} of memory is free).",
-            f"Use {shorter}kv_format int8, or a larger kv_cache_memory (at most {_size(free)}).",
+            f"Use {shorter}kv_format int8 or int4, or a larger kv_cache_memory (at most {_size(free)}).",
         )
     return MemoryPlan(num_blocks, block_bytes, min(wanted_len, fitting_len), available, weight_bytes)
 

@@ -45,13 +45,19 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestOutput:
-    """A finished request."""
+    """A finished request.
+
+    Attributes:
+        prompt_logprobs: one entry per token of the prompt, where a server was asked for them. NaN for the first token,
+            which nothing precedes.
+    """
 
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
     outputs: list[CompletionOutput]
     metrics: RequestMetrics
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(slots=True)  # not frozen: one is made per token, and that would take three times as long

@@ -50,7 +50,7 @@ class Runtime:
         if not prompt_ids:
             raise InvalidRequestError("The prompt is empty.", "Give at least one token.", code="empty_prompt")
         vocab_size = self.engine.vocab_size
-        for token in (*prompt_ids, *params.logit_bias, *params.stop_token_ids):
+        for token in (*prompt_ids, *params.logit_bias, *params.stop_token_ids, *params.forced_ids):
             if not 0 <= token < vocab_size:
                 raise InvalidRequestError(
                     f"Token id {token} is outside the model's vocabulary of {vocab_size}.",

@@ -1,7 +1,8 @@
 """`quantize` and back in torch, differentiable: what training sees of a matrix that will be served quantized.
 
 Rounds as `headrace.numerics.quantize` does, bit for bit, on every device whose float32 division is IEEE's. Divisors are
-tensors, since torch may multiply by the inverse of a plain number.
+tensors, since torch may multiply by the inverse of a plain number; and made where they are used, since a copy from the
+CPU would wait for the device.
 """
 
 from headrace.base.errors import InvalidRequestError, MissingDependencyError
@@ -20,7 +21,15 @@ from torch import Tensor
 
 from headrace.numerics.float4 import E2M1_BOUNDS, E2M1_MAX, E2M1_VALUES
 from headrace.numerics.float8 import E4M3_MAX, E8M0_VALUES
-from headrace.numerics.schemes import Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme, Scheme, group_size_in
+from headrace.numerics.schemes import (
+    Float8Scheme,
+    GgufScheme,
+    IntegerScheme,
+    Mxfp4Scheme,
+    Nvfp4Scheme,
+    Scheme,
+    group_size_in,
+)
 
 _DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -76,7 +85,13 @@ def _round(values: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
             return _float4(groups, _mxfp4_scales(_peaks(groups)))
         case Nvfp4Scheme():
             groups = _grouped(values, group_size_in(scheme, values.shape[1]))
-            return _float4(groups, _nvfp4_scales(_peaks(groups)))
+            return _float4(groups, _nvfp4_scales(_peaks(groups), scheme))
+        case GgufScheme(name="q8_0"):
+            return _symmetric(values, IntegerScheme(bits=8, group_size=scheme.group_size, scale="f16"))
+        case GgufScheme(name="q4_0"):
+            return _down_to_minus_eight(values, scheme)
+        case GgufScheme():
+            return _above_minima(values, scheme)
 
 
 def _symmetric(values: Tensor, scheme: IntegerScheme) -> tuple[Tensor, Tensor]:
@@ -95,6 +110,27 @@ def _asymmetric(values: Tensor, scheme: IntegerScheme) -> tuple[Tensor, Tensor]:
     unclipped = torch.round(_quotients(groups, scales)) + zeros
     codes = unclipped.clamp(*scheme.code_range)
     return _whole(codes - zeros) * scales, codes == unclipped
+
+
+def _down_to_minus_eight(values: Tensor, scheme: GgufScheme) -> tuple[Tensor, Tensor]:
+    groups = _grouped(values, group_size_in(scheme, values.shape[1]))
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    magnitudes = _scales("f16", torch.maximum(-least, most), -scheme.code_range[0])
+    turned = torch.where(-least >= most, 1.0, -1.0)
+    multiples = torch.round(_quotients(groups * turned, magnitudes))
+    codes = multiples.clamp(*scheme.code_range)
+    return _whole(codes) * torch.where(magnitudes > 0, magnitudes * turned, magnitudes), codes == multiples
+
+
+def _above_minima(values: Tensor, scheme: GgufScheme) -> tuple[Tensor, Tensor]:
+    groups = _grouped(values, group_size_in(scheme, values.shape[1]))
+    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    scales = _scales("f16", most - least, scheme.code_range[1])
+    minima = least.to(torch.float16).to(torch.float32)
+    scales, minima = torch.where(minima.isfinite(), scales, torch.nan), torch.where(minima.isfinite(), minima, 0)
+    multiples = torch.round(_quotients(groups - minima, scales))
+    codes = multiples.clamp(*scheme.code_range)
+    return _whole(codes) * scales + torch.where(scales.isnan(), 0, minima), codes == multiples
 
 
 def _float8(values: Tensor, scheme: Float8Scheme) -> tuple[Tensor, Tensor]:
@@ -125,15 +161,17 @@ def _mxfp4_scales(peaks: Tensor) -> Tensor:
     return torch.where(peaks.isfinite(), torch.from_numpy(E8M0_VALUES).to(peaks.device)[codes.long()], torch.nan)
 
 
-def _nvfp4_scales(peaks: Tensor) -> Tensor:
+def _nvfp4_scales(peaks: Tensor, scheme: Nvfp4Scheme) -> Tensor:
     finite = torch.where(peaks.isfinite(), peaks, 0)
-    tensor_scale = finite.max() / peaks.new_tensor(float(E2M1_MAX * E4M3_MAX))
-    scales = _to_e4m3(_quotients(finite, tensor_scale * float(E2M1_MAX)))
-    return torch.where(peaks.isfinite(), scales * tensor_scale, torch.nan)
+    peak = finite.max() if scheme.peak is None else finite.new_full((), scheme.peak)
+    divisor = (peaks.new_full((), float(E2M1_MAX * E4M3_MAX)) / peak).clamp(max=torch.finfo(torch.float32).max)
+    divisor = torch.where(peak > 0, divisor, 1)
+    scales = _to_e4m3(finite / finite.new_full((), float(E2M1_MAX)) * divisor)
+    return torch.where(peaks.isfinite(), scales / divisor, torch.nan)
 
 
 def _scales(dtype: str, spans: Tensor, steps: float) -> Tensor:
-    scales = (spans / spans.new_tensor(steps)).to(_DTYPES[dtype]).to(torch.float32)
+    scales = (spans / spans.new_full((), steps)).to(_DTYPES[dtype]).to(torch.float32)
     return torch.where(scales.isfinite(), scales, torch.nan)
 
 

@@ -22,6 +22,9 @@ are exact in float32, and their product is rounded once.
 nvfp4 files hold an e4m3 scale per group and an f32 one per tensor. Here the two are multiplied out, since checkpoints
 disagree about how (ModelOpt multiplies by the latter, compressed-tensors divides by its inverse): f32 holds either
 result exactly, and the e4m3 scale alone could not.
+
+Groups of GGUF's q4_1 (`MINIMA`) are no row blocks: they are packed as GGUF has them (`gguf_blocks`). A value is code *
+scale + minimum, product and sum rounded one by one.
 """
 
 import math
@@ -43,6 +46,7 @@ _CODE_VALUES = {
     "uint8": np.arange(256, dtype=np.float32),
     "fp8": E4M3_VALUES,
     "fp4": E2M1_VALUES,
+    "above4": np.arange(16, dtype=np.float32),
 }
 _SCALE_BYTES = {"f16": 2, "bf16": 2, "f32": 4, "e8m0": 1}
 _NAME = re.compile(r"(u?int[48]|fp8)_g([1-9][0-9]{0,8})_(f16|bf16|f32)")
@@ -53,7 +57,7 @@ class RowBlocks:
     """One layout of the family.
 
     Attributes:
-        element: int4, uint4, int8, uint8, fp8 or fp4: what a code means.
+        element: int4, uint4, int8, uint8, fp8, fp4, or above4 (steps up from a minimum): what a code means.
         group_size: values under one scale.
         scale: f16, bf16, f32 or e8m0: how a scale is stored.
     """
@@ -83,6 +87,10 @@ class RowBlocks:
         return self.element.startswith("uint")
 
     @property
+    def has_minimum(self) -> bool:
+        return self.element == "above4"
+
+    @property
     def codes_at(self) -> int:
         """Where in a block its codes begin."""
         return _SCALE_BYTES[self.scale] + self.has_zero_point
@@ -94,6 +102,7 @@ class RowBlocks:
 
 MXFP4 = RowBlocks("fp4", 32, "e8m0")
 NVFP4 = RowBlocks("fp4", 16, "f32")
+MINIMA = RowBlocks("above4", 32, "f16")
 _NAMES = {MXFP4: "mxfp4", NVFP4: "nvfp4"}
 
 
@@ -121,12 +130,14 @@ class Groups:
         codes: uint8 ``[rows, features]``, as a block stores them (int8 codes as their bytes), 4-bit ones unpacked.
         scales: float32 ``[rows, groups]``, each a value of the layout's scale type.
         zeros: uint8 ``[rows, groups]`` where the layout has zero points, else None.
+        minima: float32 ``[rows, groups]`` where the layout has minima, each a value of its scale type, else None.
     """
 
     layout: RowBlocks
     codes: Bytes
     scales: Float32
     zeros: Bytes | None = None
+    minima: Float32 | None = None
 
     def __post_init__(self) -> None:
         rows, features = self.codes.shape
@@ -135,16 +146,22 @@ class Groups:
         assert self.scales.shape == groups, f"scales of {self.scales.shape}, not {groups}"
         assert (self.zeros is not None) == self.layout.has_zero_point
         assert self.zeros is None or self.zeros.shape == groups, "zero points of another shape than the scales"
+        assert (self.minima is not None) == self.layout.has_minimum
+        assert self.minima is None or self.minima.shape == groups, "minima of another shape than the scales"
 
     def to_f32(self) -> Float32:
         """The values, float32 ``[rows, features]``."""
         codes = self.codes.reshape(-1, self.layout.group_size)
         zeros = None if self.zeros is None else self.zeros.reshape(-1, 1)
-        return _values(self.layout, codes, self.scales.reshape(-1, 1), zeros).reshape(self.codes.shape)
+        values = _values(self.layout, codes, self.scales.reshape(-1, 1), zeros)
+        if self.minima is not None:
+            values += self.minima.reshape(-1, 1)
+        return values.reshape(self.codes.shape)
 
     def encode(self) -> Bytes:
         """The matrix in row blocks, uint8 ``[rows, bytes per row]``."""
         layout = self.layout
+        assert not layout.has_minimum, "no row block has room for minima"
         blocks = np.empty((self.scales.size, layout.block_bytes), np.uint8)
         scale_bytes = _SCALE_BYTES[layout.scale]
         blocks[:, :scale_bytes] = _stored_scales(layout.scale, self.scales.reshape(-1, 1))

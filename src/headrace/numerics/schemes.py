@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from headrace.base.errors import InvalidRequestError
 
@@ -95,34 +95,70 @@ class Mxfp4Scheme:
 
 @dataclass(frozen=True, slots=True)
 class Nvfp4Scheme:
-    """e2m1 in groups of 16, each under an e4m3 scale, all under one f32 scale.
+    """e2m1 in groups of 16, each under an e4m3 scale, all under one f32 divisor.
 
-    NVIDIA's rule: the tensor's scale is its largest magnitude / (6 * 448), a group's is its largest magnitude / (6 *
-    the tensor's), rounded to e4m3.
+    compressed-tensors' rule: the divisor is 6 * 448 / the tensor's largest magnitude, a group's scale its largest
+    magnitude / 6 * the divisor, rounded to e4m3.
+
+    Attributes:
+        peak: the largest magnitude that the divisor is for; None: the matrix's own. Matrices that an engine multiplies
+            as one (q, k and v; gate and up) have to share it: vLLM has one divisor for them.
     """
+
+    peak: float | None = None
 
     @property
     def group_size(self) -> int:
         return 16
 
 
-Scheme = IntegerScheme | Float8Scheme | Mxfp4Scheme | Nvfp4Scheme
-WeightScheme = IntegerScheme | Float8Scheme
-"""Those that `scheme_named` knows."""
+@dataclass(frozen=True, slots=True)
+class GgufScheme:
+    """Blocks of 32 that GGUF files hold, their scales in f16.
+
+    Attributes:
+        name: "q8_0": multiples of the scale within ±127, the scale being the largest magnitude / 127. "q4_0": from -8
+            to 7, the scale being the value of largest magnitude / -8, so negative where that is positive: ggml's rule.
+            "q4_1": 0 to 15 steps up from a minimum, the group's least value in f16, a step being the distance to the
+            largest / 15.
+    """
+
+    name: Literal["q8_0", "q4_0", "q4_1"]
+
+    @property
+    def group_size(self) -> int:
+        return 32
+
+    @property
+    def code_range(self) -> tuple[int, int]:
+        """The lowest and the highest code."""
+        return {"q8_0": (-127, 127), "q4_0": (-8, 7), "q4_1": (0, 15)}[self.name]
+
+
+GGUF_NAMES: Final = ("q8_0", "q4_0", "q4_1")
+"""Of the schemes that a GGUF file holds; folders hold all others."""
+
+Scheme = IntegerScheme | Float8Scheme | Mxfp4Scheme | Nvfp4Scheme | GgufScheme
 
 SCHEME_NAMES = (
     "int4-g32, int4-g64, int4-g128 (or any group), int8-channel, int8-g128, each with -asym; fp8-tensor, fp8-channel, "
-    "fp8-block"
+    "fp8-block; mxfp4, nvfp4; for a GGUF file q8_0, q4_0, q4_1"
 )
 _INTEGER = re.compile(r"int(4|8)-(?:g([1-9][0-9]{0,5})|channel)(-asym)?")
 _FLOAT8 = {"fp8-tensor": (WHOLE, WHOLE), "fp8-channel": (1, WHOLE), "fp8-block": (128, 128)}
+_FLOAT4: dict[str, Mxfp4Scheme | Nvfp4Scheme] = {"mxfp4": Mxfp4Scheme(), "nvfp4": Nvfp4Scheme()}
 
 
-def scheme_named(name: str) -> WeightScheme:
-    """The scheme of a format's name: ``int4-g32``, ``int8-channel``, ``int4-g128-asym``, ``fp8-block`` and their like.
+def scheme_named(name: str) -> Scheme:
+    """The scheme of a format's name: ``int4-g32``, ``int8-channel``, ``int4-g128-asym``, ``fp8-block``, ``q4_0``.
 
     Symmetric integers keep within ±(2^(bits-1) - 1); scales are bf16, of fp8 f32. Raises InvalidRequestError.
     """
+    if name in _FLOAT4:
+        return _FLOAT4[name]
+    for gguf_name in GGUF_NAMES:
+        if name == gguf_name:
+            return GgufScheme(gguf_name)
     if name in _FLOAT8:
         return Float8Scheme(block=_FLOAT8[name])
     found = _INTEGER.fullmatch(name)
@@ -134,7 +170,7 @@ def scheme_named(name: str) -> WeightScheme:
     )
 
 
-def group_size_in(scheme: IntegerScheme | Mxfp4Scheme | Nvfp4Scheme, features: int) -> int:
+def group_size_in(scheme: IntegerScheme | Mxfp4Scheme | Nvfp4Scheme | GgufScheme, features: int) -> int:
     """Values under one scale in rows of `features`. Raises InvalidRequestError if they do not divide them."""
     group_size = scheme.group_size or features
     if group_size < 0 or features % group_size:

@@ -75,7 +75,7 @@ class Api:
             model=self.llm.model_name,
             fingerprint=self.fingerprint,
         )
-        generation = Generation(llm=self.llm, prompts=prompts, params=params, request_id=head.id)
+        generation = Generation(llm=self.llm, prompts=prompts, params=params, request_id=head.id, scoring=body.scoring)
         if body.stream:
             writer = EventWriter(head, choices, include_usage=body.include_usage, with_versions=self.with_versions)
             return EventStream(generation, writer, record)
@@ -121,7 +121,11 @@ def _openai_router(api: Api) -> APIRouter:
         api.gate.admit(len(body.prompt) * params.n)
         texts = api.llm.tokenizer
         choices: list[Choice] = [
-            CompletionChoice(texts, _text_of(prompt, texts) if body.echo else "")
+            CompletionChoice(
+                texts,
+                _text_of(prompt, texts) if body.echo else "",
+                names_ids=bool(body.return_tokens_as_token_ids),
+            )
             for prompt in body.prompt
             for _ in range(params.n)
         ]

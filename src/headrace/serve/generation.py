@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.responses import Response
@@ -17,6 +17,7 @@ from headrace.serve.access import RequestRecord
 from headrace.serve.errors import ClientDisconnectedError, error_body
 from headrace.serve.model import AsyncModel, Prompt
 from headrace.serve.replies import EventWriter
+from headrace.serve.scoring import Scoring, prompt_logprobs, without_output
 
 _LOG = logging.getLogger("headrace.serve")
 
@@ -36,6 +37,7 @@ class Generation:
     prompts: list[Prompt]
     params: SamplingParams
     request_id: str
+    scoring: Scoring = "none"
 
     def id_of(self, index: int) -> str:
         """The engine's name for one prompt."""
@@ -49,9 +51,8 @@ async def generate_all(generation: Generation, receive: Receive, record: Request
         HeadraceError: one prompt failed; the others are cancelled.
         ClientDisconnectedError: the client left; everything is cancelled.
     """
-    llm, params = generation.llm, generation.params
     tasks = [
-        asyncio.create_task(llm.generate(prompt, params, request_id=generation.id_of(index)))
+        asyncio.create_task(_generate(generation, prompt, generation.id_of(index)))
         for index, prompt in enumerate(generation.prompts)
     ]
     work = asyncio.gather(*tasks)
@@ -65,6 +66,17 @@ async def generate_all(generation: Generation, receive: Receive, record: Request
         await _end(work, watcher, *tasks)
     record.add_metrics([output.metrics for output in outputs])
     return outputs
+
+
+async def _generate(generation: Generation, prompt: Prompt, request_id: str) -> RequestOutput:
+    llm, params = generation.llm, generation.params
+    output = await llm.generate(prompt, params, request_id=request_id)
+    if generation.scoring == "none":
+        return output
+    assert params.logprobs is not None
+    scored = await prompt_logprobs(llm, output.prompt_token_ids, params.logprobs, f"{request_id}-prompt")
+    output = replace(output, prompt_logprobs=scored)
+    return output if generation.scoring == "too" else without_output(output)
 
 
 class EventStream(Response):

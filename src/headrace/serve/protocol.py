@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.sampling import SamplingParams
+from headrace.serve.scoring import Scoring
 
 Unsupported: TypeAlias = None
 
@@ -150,6 +151,11 @@ class SamplingFields(Strict):
     metadata: Annotated[dict[str, str] | None, _at_most(MAX_METADATA)] = None
 
     @property
+    def scoring(self) -> Scoring:
+        """What is asked of the prompts' logprobs."""
+        return "none"
+
+    @property
     def include_usage(self) -> bool:
         """Whether a stream ends with its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -252,15 +258,22 @@ class CompletionRequest(SamplingFields):
     logprobs: int | None = None
     best_of: int | None = None
     suffix: Unsupported = None
+    return_tokens_as_token_ids: bool | None = None  # an extension: logprobs name tokens ``token_id:N``
+
+    @property
+    def scoring(self) -> Scoring:
+        """Whether logprobs of the prompts are asked for, too, or nothing else."""
+        if not self.echo or self.logprobs is None:
+            return "none"
+        return "alone" if self.max_tokens == 0 else "too"
 
     def sampling(self) -> SamplingParams:
         """Raises `InvalidRequestError` for what is out of range or contradicts itself."""
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise InvalidRequestError("best_of other than n is not supported.", "Leave it out, and use n.")
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequestError(
-                "echo together with logprobs asks for logprobs of the prompt, which are not supported.",
-                "Ask for one of them.",
-            )
+        if self.scoring != "none" and self.stream:
+            raise InvalidRequestError("Logprobs of a prompt are not streamed.", "Leave out echo, logprobs or stream.")
         max_tokens = SamplingParams().max_tokens if self.max_tokens is None else self.max_tokens
+        if self.scoring == "alone":
+            max_tokens = 1  # it is left out of the reply
         return self._sampling(max_tokens=max_tokens, logprobs=self.logprobs)

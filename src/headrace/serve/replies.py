@@ -98,14 +98,17 @@ class ChatChoice:
 
 
 class CompletionChoice:
-    """``/v1/completions``; `echo` is the prompt's text where it shall precede the output."""
+    """``/v1/completions``; `echo` is the prompt's text where it shall precede the output.
+
+    With `names_ids`, logprobs name tokens ``token_id:N``.
+    """
 
     kind = "text_completion"
     chunk_kind = "text_completion"
 
-    def __init__(self, texts: TokenTexts, echo: str = "") -> None:
+    def __init__(self, texts: TokenTexts, echo: str = "", *, names_ids: bool = False) -> None:
         self._echo = echo
-        self._logprobs = CompletionLogprobs(texts)
+        self._logprobs = CompletionLogprobs(texts, names_ids=names_ids)
 
     def opening(self) -> str | None:
         return self.more(self._echo) if self._echo else None
@@ -124,16 +127,16 @@ def whole_reply(
     head: ReplyHead, choices: Sequence[Choice], outputs: Sequence[RequestOutput], *, with_versions: bool
 ) -> bytes:
     """The body of a reply that is not streamed; choices are numbered prompt by prompt."""
-    samples = [sample for output in outputs for sample in output.outputs]
+    samples = [(output.prompt_logprobs or [], sample) for output in outputs for sample in output.outputs]
     listed = [
         {
             "index": index,
             **choice.whole(sample.text),
-            "logprobs": None if sample.logprobs is None else choice.logprobs(sample.logprobs),
+            "logprobs": None if sample.logprobs is None else choice.logprobs([*of_prompt, *sample.logprobs]),
             "finish_reason": sample.finish_reason,
             **({"weight_versions": sample.weight_versions} if with_versions else {}),
         }
-        for index, (choice, sample) in enumerate(zip(choices, samples, strict=True))
+        for index, (choice, (of_prompt, sample)) in enumerate(zip(choices, samples, strict=True))
     ]
     used = usage([output.metrics for output in outputs])
     return encode({**head.fields(choices[0].kind), "choices": listed, "usage": used}).encode()

@@ -53,15 +53,7 @@ class ChatTemplate:
         special_tokens = {
             name: text for name, value in config.items() if name.endswith("_token") and (text := token_text(value))
         }
-        source = config.get("chat_template")
-        if isinstance(source, list):
-            source = {entry.get("name"): entry.get("template") for entry in source}
-        if (file := folder / "chat_template.json").exists():
-            source = read_json(file).get("chat_template", source)
-        if (file := folder / "chat_template.jinja").exists():
-            more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-            source = {"default": _read(file), **{other.stem: _read(other) for other in more}}
-        return cls(source, special_tokens)
+        return cls(folder_sources(folder), special_tokens)
 
     @classmethod
     def from_gguf_metadata(cls, metadata: Mapping[str, Any], tokenizer: Tokenizer) -> "ChatTemplate":
@@ -149,6 +141,20 @@ class ChatTemplate:
 
 _REPLACE = "Use the template of the model's current revision."
 _GGUF_TOKENS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+def folder_sources(folder: Path) -> Any:
+    """The templates of a Hugging Face folder: jinja source, sources by name, or None. Unchecked."""
+    config = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+    source = config.get("chat_template")
+    if isinstance(source, list):
+        source = {entry.get("name"): entry.get("template") for entry in source}
+    if (file := folder / "chat_template.json").exists():
+        source = read_json(file).get("chat_template", source)
+    if (file := folder / "chat_template.jinja").exists():
+        more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+        source = {"default": _read(file), **{other.stem: _read(other) for other in more}}
+    return source
 
 
 def _read(path: Path) -> str:

@@ -175,6 +175,11 @@ class Tokenizer:
         token_id: int | None = self._engine.token_to_id(token)
         return token_id
 
+    def description(self) -> dict[str, Any]:
+        """What encodes, as a ``tokenizer.json`` has it."""
+        described: dict[str, Any] = json.loads(self._engine.to_str())
+        return described
+
     def save(self, folder: Path) -> None:
         """Write it as a Hugging Face folder has it: tokenizer.json, and its special tokens in tokenizer_config.json and
         generation_config.json. `from_hf_folder` reads them to an equal tokenizer. Raises OSError."""

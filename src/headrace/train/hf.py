@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import parametrize
 
 from headrace.base.errors import InvalidRequestError
@@ -29,9 +30,11 @@ class Rounded(torch.nn.Module):
 def fake_quantize(model: torch.nn.Module, scheme: Scheme, *, ignore: Sequence[str] = HEADS) -> list[str]:
     """Let the linear layers of a model see their weights rounded, in place; returns their names.
 
-    The parameters stay what they are, so optimizers and trainers that take modules go on as before: each weight is
-    `torch.nn.utils.parametrize`d. In float32 the forward pass sees the very values that packing stores and the engine
-    serves.
+    The parameters stay what they are, so optimizers and trainers that take modules go on as before, TRL's among them:
+    each weight is `torch.nn.utils.parametrize`d. In float32 the forward pass sees the very values that packing stores
+    and the engine serves. FSDP2 comes afterwards: `fully_shard` gathers a layer's masters before they are rounded.
+    Under its `MixedPrecisionPolicy` they arrive in `param_dtype`, so what was trained is what packing makes of masters
+    that are saved in it.
 
     Args:
         model: any torch module, as of `transformers`.
@@ -39,7 +42,7 @@ def fake_quantize(model: torch.nn.Module, scheme: Scheme, *, ignore: Sequence[st
         ignore: shell-style patterns of module names to leave; by default the logits' matrix.
 
     Raises InvalidRequestError if nothing is left to round, if groups do not divide a layer, or if a layer is
-    parametrized already.
+    parametrized or sharded already.
     """
     names = []
     for name, module in model.named_modules():
@@ -47,6 +50,10 @@ def fake_quantize(model: torch.nn.Module, scheme: Scheme, *, ignore: Sequence[st
             continue
         if parametrize.is_parametrized(module, "weight"):
             raise InvalidRequestError(f"{name} sees its weight through something already.", "Round a model once.")
+        if isinstance(module.weight, DTensor):
+            raise InvalidRequestError(
+                f"{name} is sharded already, and groups would be rounded by pieces.", "Round first, then fully_shard."
+            )
         try:
             rule.fake_quantize(module.weight.detach().float(), scheme)
         except InvalidRequestError as error:
@@ -63,9 +70,12 @@ def masters(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state of a model that `fake_quantize` was applied to, with its masters under their plain names.
 
     ``model.save_pretrained(folder, state_dict=masters(model))`` writes a folder that `headrace quantize --method rtn`
-    packs to what training saw, and that ``update_weights`` takes.
+    packs to what training saw, and that ``update_weights`` takes. Sharded masters are gathered: then every rank has to
+    call it.
     """
     return {
-        name.replace(".parametrizations.weight.original", ".weight"): value
+        name.replace(".parametrizations.weight.original", ".weight"): (
+            value.full_tensor() if isinstance(value, DTensor) else value
+        )
         for name, value in model.state_dict().items()
     }

@@ -14,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from headrace.base.errors import CheckpointError, HeadraceError, InvalidRequestError, StorageError
+from headrace.executors.torch_device import repeatable
 from headrace.train.model import GraphModel
 
 LOSSES = ("distill", "next_token")
@@ -87,7 +88,7 @@ def train(
         teacher: for ``distill``; runs without rounding and without gradients.
         batch_of: token ids ``[n, l]`` of each step.
         folder: where checkpoints and ``curve.jsonl`` are kept. A run that finds a checkpoint there goes on from it, and
-            ends with the same bits as one that was never stopped.
+            ends with the same bits as one that was never stopped, on the same device.
         report: told each step's figures: loss, gradient norm, learning rate, seconds.
 
     Raises:
@@ -98,29 +99,41 @@ def train(
     assert (teacher is not None) == (config.loss == "distill"), "distillation has a teacher"
     optimizer = _optimizer(model, config)
     start = _resume(folder, model, optimizer, config)
-    for step in range(start, config.steps):
-        began = time.perf_counter()
-        ids = torch.from_numpy(batch_of(step)).to(next(model.parameters()).device)
-        for group in optimizer.param_groups:
-            group["lr"] = config.rate(step)
-        loss = _loss(model, teacher, ids, config)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        if not (torch.isfinite(loss) and torch.isfinite(norm)):
-            raise DivergedError(
-                f"Step {step} has the loss {float(loss.detach())} and the gradient norm {float(norm)}.",
-                "Lower the learning rate; the last checkpoint is from before.",
-            )
-        optimizer.step()
-        figures = {
-            "loss": float(loss.detach()),
-            "grad_norm": float(norm),
-            "learning_rate": config.rate(step),
-            "seconds": time.perf_counter() - began,
-        }
-        report(step, figures)
-        _keep(folder, model, optimizer, config, step, figures)
+    with repeatable(model.device):
+        for step in range(start, config.steps):
+            figures = _advance(model, teacher, optimizer, batch_of(step), config, step)
+            report(step, figures)
+            _keep(folder, model, optimizer, config, step, figures)
+
+
+def _advance(
+    model: GraphModel,
+    teacher: GraphModel | None,
+    optimizer: torch.optim.AdamW,
+    batch: np.ndarray,
+    config: TrainingConfig,
+    step: int,
+) -> dict[str, float]:
+    """One step of the optimizer, and its figures."""
+    began = time.perf_counter()
+    for group in optimizer.param_groups:
+        group["lr"] = config.rate(step)
+    loss = _loss(model, teacher, torch.from_numpy(batch).to(model.device), config)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    if not (torch.isfinite(loss) and torch.isfinite(norm)):
+        raise DivergedError(
+            f"Step {step} has the loss {float(loss.detach())} and the gradient norm {float(norm)}.",
+            "Lower the learning rate; the last checkpoint is from before.",
+        )
+    optimizer.step()
+    return {
+        "loss": float(loss.detach()),
+        "grad_norm": float(norm),
+        "learning_rate": config.rate(step),
+        "seconds": time.perf_counter() - began,
+    }
 
 
 def _loss(model: GraphModel, teacher: GraphModel | None, ids: Tensor, config: TrainingConfig) -> Tensor:
@@ -137,10 +150,11 @@ def _loss(model: GraphModel, teacher: GraphModel | None, ids: Tensor, config: Tr
 
 
 def _optimizer(model: GraphModel, config: TrainingConfig) -> torch.optim.AdamW:
+    on_gpu = model.device.type == "cuda"  # one kernel, not thousands
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), foreach=False)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), foreach=False, fused=on_gpu)
 
 
 def _keep(
@@ -180,7 +194,7 @@ def _resume(folder: Path, model: GraphModel, optimizer: torch.optim.AdamW, confi
         (folder / "curve.jsonl").unlink(missing_ok=True)
         return 0
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         kept = {**state["config"], "checkpoint_every": config.checkpoint_every}
         if kept != asdict(config):
             raise CheckpointError(f"{path} is of a run with other settings.", "Use its settings, or another folder.")

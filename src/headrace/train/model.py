@@ -50,6 +50,11 @@ class GraphModel(torch.nn.Module):
         """Logits ``[n * l, vocab]`` of n sequences of l tokens, int64 ``[n, l]``; row i is what follows token i."""
         return run_sequences(self.graph, token_ids, self._params_of, checkpointed=self._checkpointed)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the masters are."""
+        return next(self.parameters()).device
+
     @contextmanager
     def unquantized(self) -> Iterator[None]:
         """Within, the forward pass sees the masters as they are."""

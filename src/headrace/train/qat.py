@@ -14,8 +14,10 @@ from headrace.compress.pipeline import Judging, Source, make_evaluator, open_sou
 from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
+from headrace.executors.torch_device import torch_device
+from headrace.formats.model_folder import refuse_existing
 from headrace.llm.llm import LLM
-from headrace.numerics.schemes import IntegerScheme, WeightScheme
+from headrace.numerics.schemes import IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
 from headrace.train.data import SOURCES, Sequences, corpus_sequences, own_sequences
@@ -83,8 +85,12 @@ def train_qat(
 
     Raises as `train` and `write_folder` do.
     """
-    if target.exists():
-        raise InvalidRequestError(f"{target} exists already.", "Give another name, or remove it first.")
+    refuse_existing(target)
+    if config.recipe.is_gguf or config.recipe.format == "nvfp4":
+        raise InvalidRequestError(
+            f"Training for {config.recipe.format} is not there yet.", "Use int4-g32 or mxfp4, say."
+        )
+    torch_device(device)  # what is wrong with it shows before anything takes time
     source = open_source(name)
     described = hf_config(source.checkpoint, source.spec)
     schemes = config.recipe.schemes(source.graph)
@@ -110,13 +116,13 @@ def train_qat(
     return result
 
 
-def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, WeightScheme]) -> dict[str, RawTensor]:
+def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, Scheme]) -> dict[str, RawTensor]:
     """Weights with those that have schemes rounded to them, as they are served: the bits that training saw."""
     return {**weights, **{name: quantize_tensor(weights[name], scheme) for name, scheme in schemes.items()}}
 
 
 def _start(
-    source: Source, config: QatConfig, schemes: Mapping[str, WeightScheme], judging: Judging, work: Path
+    source: Source, config: QatConfig, schemes: Mapping[str, Scheme], judging: Judging, work: Path
 ) -> Mapping[str, RawTensor]:
     """The masters' first values."""
     symmetric = all(isinstance(scheme, IntegerScheme) and scheme.symmetric for scheme in schemes.values())

@@ -67,8 +67,9 @@ class ServedLogprobs:
 
     def __call__(self, token_ids: Sequence[int]) -> Tensor:
         """`values` with a gradient: that of the same figures computed by torch over the rounded masters."""
-        values = torch.from_numpy(self.values(token_ids))
-        ids = torch.tensor([list(token_ids)])
+        device = self._model.device
+        values = torch.from_numpy(self.values(token_ids)).to(device)
+        ids = torch.tensor([list(token_ids)], device=device)
         logits = self._model(ids)[:-1].float()
         surrogate = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         found: Tensor = _ValuesOf.apply(surrogate, values)  # type: ignore[no-untyped-call]

@@ -141,7 +141,7 @@ def test_the_smallest_model_under_a_limit(model, tmp_path):
         (["--budget", "4 parsecs"], "is no budget"),
         (["--budget", "5bits", "--max-kl", "0.1"], "contradict"),
         (["--budget", "5bits", "--format", "int4-g32"], "contradict"),
-        (["--budget", "5bits", "--method", "smoothquant"], "nothing to choose"),
+        (["--budget", "5bits", "--method", "smoothquant"], "weights of 8 bits"),
         (["--max-kl", "0"], "no limit"),
         (["--max-kl", "nan"], "no limit"),
     ],

@@ -8,13 +8,15 @@ from headrace.base.errors import InvalidRequestError
 from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
 from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import WHOLE, IntegerScheme
+from headrace.numerics.schemes import WHOLE, GgufScheme, IntegerScheme
 
 SCHEMES = [
     IntegerScheme(),
     IntegerScheme(group_size=64, symmetric=False),
     IntegerScheme(bits=8, group_size=WHOLE),
     IntegerScheme(bits=8, group_size=32, symmetric=False, scale="f16"),
+    GgufScheme("q4_0"),
+    GgufScheme("q4_1"),
 ]
 
 

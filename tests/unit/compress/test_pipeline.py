@@ -1,15 +1,18 @@
 """From a model's file to a quantized folder that is served, on tiny models."""
 
 import json
+from dataclasses import replace
 
+import gguf
 import numpy as np
 import pytest
 
 from headrace import LLM, SamplingParams
-from headrace.base.errors import InvalidRequestError, StorageError
+from headrace.base.errors import InvalidRequestError, StorageError, UnsupportedModelError
 from headrace.cli.main import main
 from headrace.compress.gate import Thresholds
 from headrace.compress.pipeline import GateError, Judging, open_source, quantize_model, windows
+from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
 from headrace.formats.checkpoint import open_checkpoint
@@ -36,6 +39,8 @@ def quantized(model, target, recipe, judging=JUDGING):
         Recipe(method="awq", format="int4-g32-asym"),
         Recipe(format="int8-channel", logits="int8-channel"),
         Recipe(format="fp8-block"),
+        Recipe(format="mxfp4"),
+        Recipe(format="nvfp4", method="awq"),
     ],
     ids=lambda recipe: recipe.title,
 )
@@ -56,6 +61,89 @@ def test_the_folder_is_served_as_the_torch_executor_reads_it(model, tmp_path, re
     assert (tmp_path / "out/card.md").read_text() == card.to_markdown()
     stored = sum(tensor.num_bytes for tensor in open_checkpoint(tmp_path / "out").tensors.values())
     assert card.quantized_bytes == stored
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Recipe(format="q4_0", method="gptq", logits="q8_0"),
+        Recipe(format="q4_1", method="awq"),
+        Recipe(format="q8_0", ignore=("layers.1.*.down.*",)),
+    ],
+    ids=lambda recipe: recipe.title,
+)
+@pytest.mark.parametrize("kind", ["gguf", "folder"])
+def test_a_gguf_file_of_a_file_and_of_a_folder(model, tmp_path, recipe, kind):
+    stored = "F32" if kind == "gguf" else "BF16"
+    if kind == "folder":
+        quantized(model, tmp_path / "hf", Recipe(format="fp8-channel", ignore=("layers.1.*",), logits="int8-channel"))
+        model = str(tmp_path / "hf")
+        recipe = replace(recipe, logits="q8_0")  # GGUF does not hold what it is stored as
+    card = quantized(model, tmp_path / "out/m.gguf", recipe)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"m.gguf", "m.card.md", "m.card.json"}
+    assert (tmp_path / "out/m.card.md").read_text() == card.to_markdown()
+    found = gguf.GGUFReader(tmp_path / "out/m.gguf")
+    assert card.quantized_bytes == sum(tensor.n_bytes for tensor in found.tensors)
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in found.tensors}
+    assert kinds["blk.0.attn_q.weight"] == recipe.format.upper()
+    assert kinds["blk.1.ffn_down.weight"] == (recipe.format.upper() if not recipe.ignore else stored)
+    assert kinds["token_embd.weight"] == ("Q8_0" if recipe.logits else "F32")
+    file_types = {"q4_0": gguf.LlamaFileType.MOSTLY_Q4_0, "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
+                  "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0}  # fmt: skip
+    assert found.fields["general.file_type"].contents() == file_types[recipe.format]
+    answers = []
+    for executor in ("native", "torch"):
+        path = str(tmp_path / "out/m.gguf")
+        with LLM(path, max_num_seqs=2, executor=executor, activation="f32", kv_format="f32") as llm:
+            answers.append(llm.generate("abc", GREEDY)[0].outputs[0].token_ids)
+            assert llm.tokenizer.encode("abab <|end|>!")
+            assert llm.chat([{"role": "user", "content": "abc"}], GREEDY)[0].outputs[0].token_ids
+    assert answers[0] == answers[1]
+
+
+def test_the_gguf_file_holds_the_values_that_were_judged(model, tmp_path):
+    """Rows of q and k lie in another order in the file than in the graph."""
+    recipe = Recipe(format="q4_0", method="gptq")
+    source = open_source(model)
+    ids = windows(source.tokenizer, "calibration", 4, 48)
+    judged = quantize_weights(source.graph, source.weights, recipe, ids).weights
+    quantized(model, tmp_path / "m.gguf", recipe)
+    written = open_source(str(tmp_path / "m.gguf")).weights
+    assert written.keys() == judged.keys()
+    for name, tensor in judged.items():
+        np.testing.assert_array_equal(written[name].to_f32(), tensor.to_f32())
+
+
+@pytest.mark.parametrize(
+    ("target", "recipe", "why"),
+    [
+        ("m.gguf", Recipe(), r"A GGUF file \(.*m.gguf\) does not hold int4-g32"),
+        ("m.gguf", Recipe(format="int4-g128"), "does not hold int4-g128"),
+        ("out", Recipe(format="q4_0"), r"A folder \(.*out\) does not hold q4_0"),
+    ],
+)
+def test_formats_and_kinds_of_file_that_do_not_go_together(model, tmp_path, target, recipe, why):
+    before = set(tmp_path.iterdir())
+    with pytest.raises(InvalidRequestError, match=why):
+        quantized(model, tmp_path / target, recipe)
+    assert set(tmp_path.iterdir()) == before
+    with pytest.raises(InvalidRequestError, match="not held by the same kind of file"):
+        Recipe(format="q4_0", logits="int8-channel")
+
+
+def test_what_gguf_does_not_hold_is_named_before_anything_is_done(model, tmp_path, monkeypatch):
+    quantized(model, tmp_path / "hf", Recipe(format="int8-channel"))
+    monkeypatch.setattr(Store, "keep", lambda *_: pytest.fail("a matrix was rounded"))
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.mlp\.down\.weight is stored as int8_g64_bf16"):
+        quantized(str(tmp_path / "hf"), tmp_path / "m.gguf", Recipe(format="q8_0", ignore=("layers.0.mlp.down.*",)))
+    assert not list(tmp_path.glob("*m.*"))
+
+
+def test_a_card_in_the_way(model, tmp_path):
+    (tmp_path / "m.card.json").write_text("precious")
+    with pytest.raises(InvalidRequestError, match=r"m\.card\.json exists already"):
+        quantized(model, tmp_path / "m.gguf", Recipe(format="q8_0"))
+    assert (tmp_path / "m.card.json").read_text() == "precious"
 
 
 def test_a_quantized_folder_can_be_quantized_again(model, tmp_path):
@@ -106,9 +194,14 @@ def test_the_command(model, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "| perplexity |" in shown
     assert f"wrote {tmp_path / 'out'}" in shown
-    assert main(["quantize", model, "-o", str(tmp_path / "strict"), "--max-kl", "1e-9", *small]) == 1
+    assert (
+        main(["quantize", model, "-o", str(tmp_path / "strict"), "--format", "int4-g32", "--max-kl", "1e-9", *small])
+        == 1
+    )
     assert "too far from its source" in capsys.readouterr().err
     assert not (tmp_path / "strict").exists()
+    assert main(["quantize", model, "-o", str(tmp_path / "m.gguf"), "--no-gate", *small]) == 0
+    assert "q4_0 gptq" in capsys.readouterr().out
     assert main(["quantize", model, "--compare", "int4-g32:rtn,int8-channel", *small]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "recipe", "source", "int4-g32", "int8-channel",

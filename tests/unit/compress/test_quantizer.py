@@ -11,7 +11,7 @@ from headrace.compress.store import Store
 from headrace.models.decoder import build_graph
 from headrace.models.spec import LayerSpec, ModelSpec
 from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import scheme_named
+from headrace.numerics.schemes import Nvfp4Scheme, scheme_named
 from headrace.numerics.tensor import RawTensor
 from tests.support.tiny_llama import ROPE, VOCAB, random_weights
 
@@ -22,10 +22,11 @@ SPEC = ModelSpec(
 )  # fmt: skip
 GRAPH = build_graph(SPEC)
 WEIGHTS = random_weights(GRAPH)
+PARTS = ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.gate", "mlp.up", "mlp.down")
 IDS = np.random.default_rng(0).integers(0, VOCAB, (6, 24))
 
 
-@pytest.mark.parametrize("name", ["int4-g32", "int4-g64-asym", "int8-channel", "fp8-tensor", "fp8-block"])
+@pytest.mark.parametrize("name", ["int4-g32", "int4-g64-asym", "int8-channel", "fp8-tensor", "fp8-block", "mxfp4"])
 def test_rounding_to_nearest_is_the_rule(name):
     done = quantize_weights(GRAPH, WEIGHTS, Recipe(format=name), IDS)
     assert len(done.schemes) == 14, "seven matrices a layer; not the logits"
@@ -35,6 +36,23 @@ def test_rounding_to_nearest_is_the_rule(name):
             np.testing.assert_array_equal(tensor.data, expected.data)
         else:
             assert tensor is WEIGHTS[param]
+
+
+@pytest.mark.parametrize("method", ["rtn", "awq"])
+def test_nvfp4_has_one_divisor_for_what_reads_the_same(method):
+    done = quantize_weights(GRAPH, WEIGHTS, Recipe(format="nvfp4", method=method), IDS)
+    peaks = {name: scheme.peak for name, scheme in done.schemes.items()}
+    for layer in (0, 1):
+        of = {part: peaks[f"layers.{layer}.{part}.weight"] for part in PARTS}
+        assert of["attn.q"] == of["attn.k"] == of["attn.v"]
+        assert of["mlp.gate"] == of["mlp.up"]
+        assert len(set(of.values())) == 4
+    if method == "rtn":
+        q, k, v = (np.abs(WEIGHTS[f"layers.0.attn.{part}.weight"].to_f32()).max() for part in "qkv")
+        assert peaks["layers.0.attn.q.weight"] == max(q, k, v)
+        name = "layers.0.mlp.down.weight"
+        expected = quantize(WEIGHTS[name].to_f32(), Nvfp4Scheme())
+        np.testing.assert_array_equal(done.weights[name].to_f32(), expected.to_f32())
 
 
 def kl_of(done):

@@ -321,3 +321,14 @@ def test_swapping_weights_twice_brings_the_old_ones_back():
         engine.add(request("a", range(10), max_tokens=1))
         (token, _) = drain(engine)
         assert ([token.token_id], token.weight_version) == (solo(range(10), 1, salt=salt), version)
+
+
+def test_forced_tokens_that_cannot_be_are_refused():
+    engine, _ = made()
+    with pytest.raises(InvalidRequestError):
+        SamplingParams(forced_ids=(1, 2), max_tokens=1)
+    with pytest.raises(ContextLengthError, match="forced_ids"):
+        engine.add(request("b", [1], forced_ids=(5,) * 100, max_tokens=None))
+    with pytest.raises(InvalidRequestError, match="forced_ids"):
+        engine.add(request("c", [1], forced_ids=(VOCAB_SIZE,)))
+    assert not engine.has_work

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from headrace.base.errors import ExecutorError, InvalidRequestError, MissingDependencyError
-from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_block, kv_bytes_per_value
+from headrace.executors.kv_layout import kv_bytes_per_block, kv_bytes_per_value
 from headrace.executors.torch_executor import TorchExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph, KVLayer, RopeTable
+from headrace.numerics.kv_formats import KV_FORMATS
 from headrace.numerics.tensor import RawTensor
 from tests.support.stepping import Stepper
 
@@ -125,19 +126,27 @@ def test_precisions() -> None:
         for name, options in {
             "f32": {},
             "bf16 kv": {"kv_format": "bf16"},
+            "fp8 kv": {"kv_format": "fp8"},
             "int8 kv": {"kv_format": "int8"},
+            "int4 kv": {"kv_format": "int4"},
             "bf16": {"dtype": "bfloat16"},
         }.items()
     }
     assert errors["f32"] < 1e-5 < errors["bf16 kv"] < 1e-2
     assert errors["bf16 kv"] < errors["bf16"] < 1e-1
-    assert errors["bf16 kv"] < errors["int8 kv"] < 1e-1
+    assert errors["bf16 kv"] < errors["int8 kv"] < errors["fp8 kv"] < errors["int4 kv"] < 0.3
 
 
 @pytest.mark.parametrize("options", [{"kv_format": "int3"}, {"dtype": "float3"}])
 def test_an_unknown_precision_is_named(options: dict[str, str]) -> None:
     with pytest.raises(InvalidRequestError, match="3"):
         executor(**options)
+
+
+@pytest.mark.parametrize("device", ["abacus", "cuda:99", "cpu:x"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(InvalidRequestError, match=device):
+        executor(device=device)
 
 
 def test_close_twice() -> None:
@@ -151,10 +160,17 @@ def test_kv_bytes() -> None:
     assert kv_bytes_per_block(layers, block_size=16, kv_format="f32") == 2 * (8 + 6) * 16 * 4
     assert kv_bytes_per_block(layers, block_size=16, kv_format="bf16") == 2 * (8 + 6) * 16 * 2
     assert kv_bytes_per_block(layers, block_size=16, kv_format="int8") == 2 * (8 + 6 + (2 + 1) * 4) * 16
+    assert kv_bytes_per_block(layers, block_size=16, kv_format="fp8") == 2 * (8 + 6 + (2 + 1) * 4) * 16
+    assert kv_bytes_per_block(layers, block_size=16, kv_format="int4") == 2 * (4 + 3 + (2 + 1) * 4) * 16
+    wide = [KVLayer(num_kv_heads=3, head_dim=80)]
+    assert kv_bytes_per_block(wide, block_size=16, kv_format="int4") == 2 * 3 * (40 + 3 * 4) * 16, "three groups"
     odd = [KVLayer(num_kv_heads=1, head_dim=7)]
-    assert kv_bytes_per_block(odd, block_size=3, kv_format="int8") == 2 * 3 * (7 + 4) + 2, "scales stay aligned"
+    assert kv_bytes_per_block(odd, block_size=3, kv_format="fp8") == 2 * 3 * (7 + 4) + 2, "scales stay aligned"
+    assert kv_bytes_per_block(odd, block_size=3, kv_format="int8") == 2 * (4 * 8 + 3 * 4), "in pairs"
+    assert kv_bytes_per_block(odd, block_size=3, kv_format="int4") == 2 * (4 * 8 // 2 + 3 * 4)
     assert kv_bytes_per_value(layers, "bf16") == 2
     assert kv_bytes_per_value(layers, "int8") == 1 + 4 * 3 / 14
+    assert kv_bytes_per_value(wide, "int4") == 0.5 + 4 * 3 / 80
 
 
 @pytest.mark.parametrize("kv_format", KV_FORMATS)

@@ -126,7 +126,8 @@ def test_rope_keeps_its_precision_at_long_positions() -> None:
 def test_attention(window: int) -> None:
     """Two sequences in scattered blocks: one wholly new, one that continues; four query heads on two KV heads."""
     heads, kv_heads, dim, size, scale = 4, 2, 6, 4, 0.3
-    kv = KVCache(*torch.from_numpy(values(2, 8, size, kv_heads, dim)))
+    keys, held_values = torch.from_numpy(values(2, 8, size, kv_heads, dim))
+    kv = KVCache("f32", keys, held_values, None, dim)
     history = [(kv.keys.clone(), kv.values.clone())]
     positions, blocks = [range(6), range(5, 7)], [[6, 1], [3, 0]]
     q, k, v = values(8, heads * dim), values(8, kv_heads * dim), values(8, kv_heads * dim)
@@ -154,7 +155,7 @@ def test_attention(window: int) -> None:
 
 
 def test_attention_writes_only_its_own_slots() -> None:
-    kv = KVCache(torch.zeros(4, 2, 1, 2), torch.zeros(4, 2, 1, 2))
+    kv = KVCache.zeros((4, 2, 1, 2), "f32", torch.device("cpu"))
     ones = np.ones((3, 2), np.float32)
     apply(
         "attention", [ones] * 3, batch=batch_of([[1, 2, 3]], [[2, 0]], 2, [kv]),

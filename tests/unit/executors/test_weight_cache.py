@@ -58,6 +58,25 @@ def test_the_second_start_reads_what_the_first_packed(cache, isa, activation):
     assert [path.name for path in cache.folder.iterdir() if path.suffix != ".packed"] == ["lock"]
 
 
+def test_an_entry_is_of_its_own_weights_though_they_are_exchanged_while_it_is_written(cache, monkeypatch):
+    """The bytes to write were the runtime's once, and went with an update: another one's could come to lie there."""
+    old, new, newer = (random_weights(GRAPH, FORMATS, seed) for seed in (0, 1, 2))
+    go, write = threading.Event(), WeightCache.write
+    monkeypatch.setattr(WeightCache, "write", lambda self, *entry: go.wait() and write(self, *entry))
+    executor = NativeExecutor(GRAPH, old, weight_cache=cache, num_blocks=8, block_size=4)
+    for weights in (new, newer):
+        executor.swap_weights(executor.stage_weights(weights))
+    go.set()
+    executor.close()
+    _, packed = start(cache, old)
+    (entry,) = entries(cache)
+    written = entry.read_bytes()
+    entry.unlink()
+    start(cache, old)
+    assert entry.read_bytes() == written
+    np.testing.assert_array_equal(start(cache, old)[1], packed)
+
+
 def test_other_weights_files_and_kernels_are_not_taken_for_these(cache):
     start(cache)
     changed = random_weights(GRAPH, FORMATS)

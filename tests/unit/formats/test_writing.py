@@ -16,7 +16,7 @@ from headrace.formats.model_folder import companions, new_folder
 from headrace.formats.safetensors import read_safetensors
 from headrace.formats.safetensors_writer import SafetensorsFile
 from headrace.numerics.quantize import quantize
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme
+from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 from headrace.numerics.tensor import RawTensor
 from tests.support.checkpoints import quantized, random_tensor
 
@@ -33,7 +33,10 @@ SCHEMES = [
     Float8Scheme(block=(1, WHOLE), scale="bf16"),
     Float8Scheme(block=(128, 128)),
     Float8Scheme(block=(5, 32)),
+    Mxfp4Scheme(),
+    Nvfp4Scheme(peak=5.0),
 ]
+BLOCKS = Float8Scheme(block=(5, 32))
 
 
 def values(rows, features, seed=0):
@@ -64,7 +67,7 @@ class TestRoundTrip:
             np.testing.assert_array_equal(found.data, tensor.data)
 
     def test_two_schemes(self, tmp_path):
-        tensors, schemes = model(SCHEMES[0], SCHEMES[-1])
+        tensors, schemes = model(SCHEMES[0], BLOCKS)
         write_compressed_tensors(tmp_path / "out", {}, tensors, schemes)
         stated = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
         assert stated["format"] == "mixed-precision"
@@ -93,7 +96,8 @@ class TestRoundTrip:
         assert stated["ignore"] == ["lm_head"], "it is a linear layer, though it has no tensor of its own"
         open_checkpoint(tmp_path / "out")
 
-    @pytest.mark.parametrize("scheme", [IntegerScheme(group_size=32), Float8Scheme(block=(1, 32))], ids=str)
+    @pytest.mark.parametrize("scheme", [IntegerScheme(group_size=32), Float8Scheme(block=(1, 32)), Mxfp4Scheme(),
+                                        Nvfp4Scheme(peak=4.0)], ids=str)  # fmt: skip
     def test_damage_survives(self, tmp_path, scheme):
         damaged = values(4, 64)
         damaged[1, 3] = np.nan
@@ -101,7 +105,7 @@ class TestRoundTrip:
         write_compressed_tensors(tmp_path / "out", {}, tensors, {UP: scheme})
         found = open_checkpoint(tmp_path / "out").tensors[UP].to_f32()
         np.testing.assert_array_equal(found, tensors[UP].to_f32())
-        assert np.isnan(found).sum() == 32
+        assert np.isnan(found).sum() == tensors[UP].format.block_size
 
     def test_each_tensor_is_read_once(self, tmp_path):
         tensors, schemes = model(SCHEMES[0])
@@ -114,6 +118,57 @@ class TestRoundTrip:
         assert sorted(reads) == sorted(tensors)
 
 
+class TestShards:
+    @pytest.mark.parametrize("max_bytes", [1, 4000, 31_000, 10**9])
+    def test_are_read_as_one_file_is(self, tmp_path, max_bytes):
+        tensors, schemes = model(SCHEMES[0], BLOCKS)
+        write_compressed_tensors(tmp_path / "out", {}, tensors, schemes, max_shard_bytes=max_bytes)
+        names = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
+        num_shards = {1: 4, 4000: 3, 31_000: 2}.get(max_bytes, 1)
+        assert len(names) == num_shards
+        if num_shards == 1:
+            assert names == ["model.safetensors"]
+            assert not (tmp_path / "out/model.safetensors.index.json").exists()
+            return
+        assert names == [f"model-{i:05}-of-{num_shards:05}.safetensors" for i in range(1, num_shards + 1)]
+        index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
+        held = {file: read_safetensors(tmp_path / "out" / file) for file in names}
+        assert index["weight_map"] == {name: file for file, parts in held.items() for name in parts}
+        sizes = {file: sum(part.num_bytes for part in parts.values()) for file, parts in held.items()}
+        assert index["metadata"]["total_size"] == sum(sizes.values())
+        assert all(size <= max_bytes for size in sizes.values()) == (max_bytes == 31_000), "a weight is not torn apart"
+        up = {file for name, file in index["weight_map"].items() if "up_proj" in name}
+        assert len(up) == 1, "the parts of a weight are in one shard"
+        for name, found in open_checkpoint(tmp_path / "out").tensors.items():
+            np.testing.assert_array_equal(found.data, tensors[name].data)
+
+    def test_room_for_all_is_claimed_at_once(self, tmp_path, monkeypatch):
+        claimed, written = [], []
+        claim, write = os.posix_fallocate, os.pwrite
+        monkeypatch.setattr(os, "posix_fallocate", lambda *of: claimed.append(len(written)) or claim(*of))
+        monkeypatch.setattr(os, "pwrite", lambda fd, data, at: written.append(at) or write(fd, data, at))
+        tensors, schemes = model(SCHEMES[0])
+        write_compressed_tensors(tmp_path / "out", {}, tensors, schemes, max_shard_bytes=1)
+        assert claimed == [0, 1, 2], "nothing but headers is written before"
+
+    @pytest.mark.parametrize("nth", [1, 2, 3])
+    def test_a_disk_that_fills_up_leaves_nothing(self, tmp_path, monkeypatch, nth):
+        calls = []
+
+        def full(fd, offset, size):
+            calls.append(size)
+            if len(calls) == nth:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        tensors, schemes = model(SCHEMES[0])
+        opened = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(StorageError, match="No space left"):
+            write_compressed_tensors(tmp_path / "out", {}, tensors, schemes, max_shard_bytes=1)
+        assert not list(tmp_path.iterdir())
+        assert len(os.listdir("/proc/self/fd")) == opened, "no file stays open"
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("scheme", "stated"),
@@ -124,6 +179,9 @@ class TestRefusals:
             (IntegerScheme(group_size=32), Float8Scheme()),
             (Mxfp4Scheme(), IntegerScheme(group_size=32)),
             (Float8Scheme(block=(1, WHOLE)), Float8Scheme(block=(2, WHOLE))),
+            (Nvfp4Scheme(), Mxfp4Scheme()),
+            (Nvfp4Scheme(peak=5.0), Nvfp4Scheme(peak=7.0)),
+            (Nvfp4Scheme(), Nvfp4Scheme()),
         ],
     )
     def test_a_tensor_of_another_scheme(self, tmp_path, scheme, stated):

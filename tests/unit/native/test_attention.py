@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from headrace._native import available_isas
-from headrace.executors.kv_layout import KV_FORMATS
+from headrace.base.errors import ExecutorError
 from headrace.executors.native import NativeExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.graph.ir import Graph
-from headrace.numerics.int8 import dequantize_int8, quantize_int8
+from headrace.numerics.kv_cache import round_heads, widen_heads
+from headrace.numerics.kv_formats import KV_FORMATS, SCALED_FORMATS
 from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
+from headrace.numerics.tensor import RawTensor
 from tests.support.stepping import Stepper
 from tests.support.tiny_llama import random_weights
 
@@ -41,13 +43,20 @@ def reference(q, k, v, heads: int, kv_heads: int, dim: int, window: int):
     return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v_thd).reshape(tokens, -1)
 
 
-def as_cached(x: np.ndarray, kv_format: str, dim: int) -> np.ndarray:
+def as_cached(x: np.ndarray, kv_format: str, dim: int, *, keys: bool) -> np.ndarray:
     """Keys or values [T, kv_heads * dim] as the cache gives them back."""
     if kv_format == "bf16":
         return bf16_to_f32(f32_to_bf16(np.ascontiguousarray(x)))
-    if kv_format == "int8":
-        return dequantize_int8(*quantize_int8(x.reshape(len(x), -1, dim))).reshape(x.shape)
+    if kv_format in SCALED_FORMATS:
+        heads = round_heads(x.reshape(len(x), -1, dim), kv_format, keys=keys)
+        return widen_heads(heads, kv_format, keys=keys).reshape(x.shape)
     return x
+
+
+def tolerances(kv_format: str) -> dict[str, float]:
+    """Of what attention gives, against exact arithmetic over the cached values: integers meet queries and weights that
+    are rounded to 16 bits."""
+    return {"rtol": 3e-4, "atol": 3e-4} if kv_format in ("int8", "int4") else {"rtol": 1e-5, "atol": 3e-6}
 
 
 def run(graph: Graph, tokens: list[int], chunks: list[int], **options) -> dict[str, np.ndarray]:
@@ -101,10 +110,9 @@ def test_equals_softmax_over_all_keys(isa, kv_format, heads, kv_heads, dim, wind
     got = run(
         one_attention(heads, kv_heads, dim, window), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size
     )
-    k, v = (as_cached(got[x], kv_format, dim) for x in "kv")
-    np.testing.assert_allclose(
-        got["attn"], reference(got["q"], k, v, heads, kv_heads, dim, window), rtol=1e-5, atol=3e-6
-    )
+    k, v = (as_cached(got[x], kv_format, dim, keys=x == "k") for x in "kv")
+    expected = reference(got["q"], k, v, heads, kv_heads, dim, window)
+    np.testing.assert_allclose(got["attn"], expected, **tolerances(kv_format))
 
 
 @pytest.mark.parametrize("isa", available_isas())
@@ -113,16 +121,16 @@ def test_the_cache_holds_what_the_rounding_rule_says(isa, kv_format) -> None:
     """A query that sees its own token alone gets that token's value back, bit for bit."""
     for dim, block_size in ((64, 16), (40, 16), (7, 3)):
         got = run(one_attention(4, 2, dim, 1), TOKENS, [90], isa=isa, kv_format=kv_format, block_size=block_size)
-        values = as_cached(got["v"], kv_format, dim).reshape(90, 2, dim)
+        values = as_cached(got["v"], kv_format, dim, keys=False).reshape(90, 2, dim)
         np.testing.assert_array_equal(got["attn"], np.repeat(values, 2, axis=1).reshape(90, -1))
 
 
 @pytest.mark.parametrize("isa", available_isas())
 @pytest.mark.parametrize("kv_format", KV_FORMATS)
-@pytest.mark.parametrize(("dim", "window"), [(16, 0), (16, 20), (80, 0)])
-def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, dim, window) -> None:
+@pytest.mark.parametrize(("heads", "dim", "window"), [(9, 16, 0), (9, 16, 20), (9, 80, 0), (42, 16, 0)])
+def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, heads, dim, window) -> None:
     """Few rows read the cache in place, many read a widened copy; a batch of queries has one to six."""
-    graph = one_attention(9, 3, dim, window)
+    graph = one_attention(heads, 3, dim, window)
     whole = run(graph, TOKENS, [90], isa=isa, kv_format=kv_format)["attn"]
     for chunks in ([1] * 90, [2] * 45, [33, 1, 1, 20, 35], [64, 26]):
         for num_threads in (1, 3):
@@ -130,7 +138,7 @@ def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, dim, window)
             np.testing.assert_array_equal(got, whole)
 
 
-@pytest.mark.parametrize("kv_format", ["bf16", "int8"])
+@pytest.mark.parametrize("kv_format", ["bf16", "fp8", "int8", "int4"])
 @pytest.mark.parametrize("window", [0, 700])
 def test_splits_of_long_contexts_join_to_the_same_bits(window, kv_format) -> None:
     """Few rows, of one sequence or several, hand their splits to different threads; prefill takes them in a row."""
@@ -139,6 +147,37 @@ def test_splits_of_long_contexts_join_to_the_same_bits(window, kv_format) -> Non
     whole = run(graph, tokens, [1300], num_threads=1, kv_format=kv_format)
     chunked = run(graph, tokens, [1280, 5, 5] + [1] * 10, num_threads=3, kv_format=kv_format)
     np.testing.assert_array_equal(chunked["attn"], whole["attn"])
-    k, v = (as_cached(whole[x], kv_format, 16) for x in "kv")
+    k, v = (as_cached(whole[x], kv_format, 16, keys=x == "k") for x in "kv")
     expected = reference(whole["q"], k, v, 4, 2, 16, window)
-    np.testing.assert_allclose(whole["attn"], expected, rtol=1e-5, atol=3e-6)
+    np.testing.assert_allclose(whole["attn"], expected, **tolerances(kv_format))
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("kv_format", SCALED_FORMATS)
+@pytest.mark.parametrize("damaged", ["k", "v"])
+def test_a_damaged_key_or_value_shows(isa, kv_format, damaged) -> None:
+    """One token's key (or value) overflows: rows that see it are NaN in that KV head, rows before it are not."""
+    graph = one_attention(4, 2, 32, 0)
+    weights = dict(random_weights(graph, seed=3))
+    embed, matrix = (weights[f"{name}.weight"].to_f32().copy() for name in ("embed", damaged))
+    embed[:, 0] = np.where(np.arange(VOCAB) == 5, np.float32(10), np.float32(0))
+    matrix[:, 0] = 0
+    matrix[3, 0] = 3e38  # a feature of the first KV head
+    weights |= {"embed.weight": RawTensor.from_f32(embed), f"{damaged}.weight": RawTensor.from_f32(matrix)}
+    for name in {"q", "k", "v"} - {damaged}:
+        clean = weights[f"{name}.weight"].to_f32().copy()
+        clean[:, 0] = 0
+        weights[f"{name}.weight"] = RawTensor.from_f32(clean)
+    executor = NativeExecutor(graph, weights, num_blocks=8, isa=isa, kv_format=kv_format, max_model_len=64)
+    tokens = [t for t in TOKENS if t != 5][:40]
+    tokens[20] = 5
+    got = Stepper(executor).run({"a": tokens}, sampled=0, taps=("attn",)).taps["attn"].reshape(40, 4, 32)
+    executor.close()
+    assert np.isfinite(got[:20]).all()
+    assert np.isnan(got[20:, :2]).all()
+    assert np.isfinite(got[20:, 2:]).all()
+
+
+def test_a_head_too_large_for_exact_sums_is_named() -> None:
+    with pytest.raises(ExecutorError, match="1024"):
+        NativeExecutor(graph := one_attention(1, 1, 1040, 0), random_weights(graph), num_blocks=1, kv_format="int8")

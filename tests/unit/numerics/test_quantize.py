@@ -9,7 +9,7 @@ from headrace.base.errors import InvalidRequestError
 from headrace.numerics.int8 import dequantize_int8, quantize_int8
 from headrace.numerics.quantize import nvfp4_groups, nvfp4_scales, quantize
 from headrace.numerics.rounding import round_to
-from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
+from headrace.numerics.schemes import WHOLE, Float8Scheme, GgufScheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 
 SCALES = ("f32", "bf16", "f16")
 SCHEMES = [
@@ -23,6 +23,8 @@ SCHEMES = [
     *(Float8Scheme(block=block, scale=scale) for block in ((WHOLE, WHOLE), (1, WHOLE), (3, 96)) for scale in SCALES),
     Mxfp4Scheme(),
     Nvfp4Scheme(),
+    Nvfp4Scheme(peak=1000),
+    *(GgufScheme(name) for name in ("q8_0", "q4_0", "q4_1")),
 ]
 NARROW = IntegerScheme(group_size=WHOLE, scale="f32")
 
@@ -109,6 +111,40 @@ class TestIntegers:
             IntegerScheme(**wrong)
 
 
+class TestDownToMinusEight:
+    def test_by_hand(self):
+        """The largest magnitude is -8 scales, so the scale is negative where it is positive."""
+        for sign in (1, -1):
+            groups = quantize(row(sign * 8, -sign * 8 + sign, sign * 2.5, *[0] * 29), GgufScheme("q4_0"))
+            assert groups.scales == -sign
+            assert signed(groups)[0, :4].tolist() == [-8, 7, -2, 0]
+            assert groups.to_f32()[0, :3].tolist() == [8 * sign, -7 * sign, 2 * sign]
+
+
+class TestMinima:
+    def test_by_hand(self):
+        """Least 5, largest 20, in 15 steps: the scale 1; ties to even."""
+        groups = quantize(row(5, 20, 7.5, 8.5, *[5] * 28), GgufScheme("q4_1"))
+        assert (groups.scales, groups.minima) == (1, 5)
+        assert groups.codes[0, :5].tolist() == [0, 15, 2, 4, 0]
+        assert groups.to_f32()[0, :4].tolist() == [5, 20, 7, 9]
+
+    def test_a_constant_group_is_its_minimum(self):
+        groups = quantize(row(*[-3] * 32), GgufScheme("q4_1"))
+        assert groups.scales == 0
+        assert (groups.to_f32() == -3).all()
+
+    def test_what_was_rounded_before_stays_as_it_is(self):
+        once = quantize(matrix(seed=3), GgufScheme("q4_1"))
+        again = quantize(once.to_f32(), GgufScheme("q4_1"))
+        np.testing.assert_array_equal(again.to_f32(), once.to_f32())
+
+    def test_a_minimum_beyond_f16_is_damage(self):
+        groups = quantize(row(-1e6, *[0] * 31, *[1] * 32), GgufScheme("q4_1"))
+        assert np.isnan(groups.to_f32()[0, :32]).all()
+        assert (groups.to_f32()[0, 32:] == 1).all()
+
+
 class TestFloats:
     def test_float8_blocks_with_partial_edges(self):
         """A block of 2 x 3 in a matrix of 3 x 4: four scales, three of partial blocks."""
@@ -133,9 +169,9 @@ class TestFloats:
         """The tensor's scale is 2688 / 2688 = 1; the second group's is 12 / 6 = 2."""
         values = np.zeros((1, 32), np.float32)
         values[0, 0], values[0, 16:18] = 2688, (12, -5)
-        codes, tensor_scale = nvfp4_scales(values)
-        assert tensor_scale == 1
-        groups = nvfp4_groups(values, codes, tensor_scale)
+        codes, divisor = nvfp4_scales(values, Nvfp4Scheme())
+        assert divisor == 1
+        groups = nvfp4_groups(values, codes, divisor)
         assert groups.scales.tolist() == [[448, 2]]
         assert groups.to_f32()[0, [0, 16, 17]].tolist() == [2688, 12, -4]
 
@@ -147,10 +183,10 @@ class TestEveryScheme:
         values = matrix()
         groups = quantize(values, scheme)
         error = np.abs(groups.to_f32().astype(np.float64) - values)
-        steps = np.repeat(groups.scales, groups.layout.group_size, axis=1)
+        steps = np.repeat(np.abs(groups.scales), groups.layout.group_size, axis=1)
         match scheme:
-            case IntegerScheme():
-                low, high = (code + 8 * (scheme.symmetric and scheme.bits == 4) for code in scheme.code_range)
+            case IntegerScheme() | GgufScheme():
+                low, high = (code + 8 * (groups.layout.element == "int4") for code in scheme.code_range)
                 codes = groups.codes.view(np.int8) if groups.layout.element == "int8" else groups.codes
                 last = (codes == low) | (codes == high)
                 bound = np.where(last, steps + 2.0**-8 * np.abs(values).max(), 0.5 * steps)

@@ -33,7 +33,8 @@ def test_the_question_behind_int4_training():
 def test_kv_of_one_token_by_hand():
     assert kv_bytes(LLAMA, "bf16", 1) == 80 * 2 * 8 * 128 * 2, "327,680 bytes"
     assert kv_bytes(DEEPSEEK, "bf16", 1) == 61 * (512 + 64) * 2, "70,272 bytes"
-    assert kv_bytes(LLAMA, "int8", 1000) / kv_bytes(LLAMA, "bf16", 1000) == pytest.approx(8.5 / 16)
+    for name, bits in (("f32", 32), ("fp8", 8.5), ("int8", 8.5), ("int4", 5)):
+        assert kv_bytes(LLAMA, name, 1000) / kv_bytes(LLAMA, "bf16", 1000) == pytest.approx(bits / 16)
 
 
 def test_windowed_layers_keep_no_more_than_they_see():

@@ -77,7 +77,8 @@ BAD_FIELDS = [
     (COMPLETIONS, {"prompt": ["good", ""]}, 400, "empty_prompt", None, "empty"),
     (COMPLETIONS, {"suffix": "x"}, 400, "unsupported_field", "suffix", "does not support"),
     (COMPLETIONS, {"best_of": 3}, 400, "invalid_request", None, "best_of"),
-    (COMPLETIONS, {"echo": True, "logprobs": 1}, 400, "invalid_request", None, "echo"),
+    (COMPLETIONS, {"echo": True, "logprobs": 1, "stream": True}, 400, "invalid_request", None, "echo"),
+    (COMPLETIONS, {"echo": True, "max_tokens": 0}, 400, "invalid_request", None, "max_tokens"),
     (COMPLETIONS, {"logprobs": 21}, 400, "invalid_request", None, "logprobs"),
     (COMPLETIONS, {"prompt": ["x"] * 5000}, 400, "too_many_prompts", None, "5000"),
 ]  # fmt: skip

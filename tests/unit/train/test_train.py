@@ -163,7 +163,9 @@ def test_the_command(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "step 2/2" in shown.err
     assert f"wrote {tmp_path / 'out'}" in shown.out
-    for wrong in (["--loss", "magic"], ["--data", "web"], ["--compute", "int8"], ["--format", "int3-g32"]):
+    for wrong in (
+        ["--loss", "magic"], ["--data", "web"], ["--compute", "int8"], ["--format", "int3-g32"], ["--device", "cuda:99"]
+    ):  # fmt: skip
         assert main(["train", "qat", path, "-o", str(tmp_path / "x"), *few, *wrong]) == 1
         assert "error:" in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
