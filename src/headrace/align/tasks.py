@@ -279,7 +279,8 @@ def _sentences(draw: random.Random) -> Iterator[str]:
         if not paragraph.startswith(" ")  # code and lists are indented
         for sentence in _SENTENCE.split(paragraph)
     }
-    chosen = sorted(sentence for sentence in found if 8 <= len(sentence.split()) <= 30)
+    seen = " ".join(" ".join(text.split()) for text in texts("calibration"))  # documents repeat each other
+    chosen = sorted(each for each in found if 8 <= len(each.split()) <= 30 and each not in seen)
     draw.shuffle(chosen)
     return iter(chosen)
 
