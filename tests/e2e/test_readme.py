@@ -63,7 +63,7 @@ def test_a_command(line, tmp_path):
         input="Hello\n/exit\n",
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
