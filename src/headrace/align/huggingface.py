@@ -18,7 +18,6 @@ from headrace.graph.ir import Graph
 from headrace.llm.loader import OpenedModel, open_model
 from headrace.models import sources
 from headrace.models.sources import Transform
-from headrace.text.tokenizer import Tokenizer
 
 _BY_HEAD = ("q_norm", "k_norm")  # families lay their rows out in different ways
 _ATTENTIONS = ("eager", "sdpa")
@@ -128,13 +127,6 @@ def open_transformers(side: TransformersSide) -> OpenTransformers:
     names = {node.name for node in model.graph.nodes}
     assert outputs.keys() <= names, f"no nodes: {outputs.keys() - names}"
     return OpenTransformers(model.graph, model.weights, module, outputs, inputs)
-
-
-def tokenizer_in(side: TransformersSide) -> Tokenizer:
-    """The model's tokenizer, as headrace reads it."""
-    from headrace.llm.text_side import load_text
-
-    return load_text(open_model(side.model or None).checkpoint).tokenizer
 
 
 def _load(model: OpenedModel, side: TransformersSide) -> Any:

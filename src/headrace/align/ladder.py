@@ -18,9 +18,9 @@ STEPS: tuple[tuple[str, dict[str, str]], ...] = (
     ("inputs int8 by token", {"executor": "torch", "inputs": "int8-channel"}),
     ("inputs int4-g32", {"executor": "torch", "inputs": "int4-g32"}),
     ("KV bf16", {"kv": "bf16"}),
-    ("KV fp8", {"executor": "torch", "cached": "fp8-channel"}),
+    ("KV fp8", {"kv": "fp8"}),
     ("KV int8", {"kv": "int8"}),
-    ("KV int4", {"executor": "torch", "cached": "int4-channel"}),
+    ("KV int4", {"kv": "int4"}),
     ("weights bf16", {"weights": "bf16"}),
     ("weights int8-channel", {"weights": "int8-channel"}),
     ("weights int8-g32", {"weights": "int8-g32"}),
@@ -29,14 +29,11 @@ STEPS: tuple[tuple[str, dict[str, str]], ...] = (
     ("W8A8, KV int8", {"weights": "int8-channel", "activation": "int8", "kv": "int8"}),
     ("W4A16, KV bf16", {"weights": "int4-g32", "activation": "int16", "kv": "bf16"}),
     ("W4A8, KV int8", {"weights": "int4-g32", "activation": "int8", "kv": "int8"}),
-    (
-        "all fp8, KV fp8",
-        {"executor": "torch", "weights": "fp8-channel", "inputs": "fp8-channel", "cached": "fp8-channel"},
-    ),
-    ("W4A4, KV int4", {"executor": "torch", "weights": "int4-g32", "inputs": "int4-g32", "cached": "int4-channel"}),
+    ("all fp8, KV fp8", {"executor": "torch", "weights": "fp8-channel", "inputs": "fp8-channel", "kv": "fp8"}),
+    ("W4A4, KV int4", {"executor": "torch", "weights": "int4-g32", "inputs": "int4-g32", "kv": "int4"}),
 )
 """Titles, and what they change in a subject that computes in f32 on the stored weights. Activations are
-a native kernel's number format; inputs, and formats that have no kernel, are rounded for the torch executor."""
+a native kernel's number format; inputs are rounded for the torch executor."""
 
 Part = Literal["weights", "inputs"]
 

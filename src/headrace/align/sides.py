@@ -1,15 +1,11 @@
 """What can be compared: a model that headrace runs, one that transformers runs, one on a server."""
 
-from headrace.align.huggingface import (
-    OpenTransformers,
-    TransformersSide,
-    open_transformers,
-    tokenizer_in,
-    transformers_named,
-)
+from headrace.align.huggingface import OpenTransformers, TransformersSide, open_transformers, transformers_named
 from headrace.align.server import OpenServer, ServerSide, open_server, server_named
 from headrace.align.subjects import Opened, Subject, open_subject, subject_named
 from headrace.base.errors import InvalidRequestError
+from headrace.llm.loader import open_model
+from headrace.llm.text_side import load_text
 from headrace.text.tokenizer import Tokenizer
 
 Side = Subject | ServerSide | TransformersSide
@@ -33,8 +29,6 @@ def open_side(side: Side) -> OpenSide:
 def tokenizer_of(*sides: Side) -> Tokenizer:
     """The tokenizer of the first side that has one. Raises InvalidRequestError if all are servers."""
     for side in sides:
-        if isinstance(side, Subject):
-            return open_subject(side).tokenizer
         if not isinstance(side, ServerSide):
-            return tokenizer_in(side)
+            return load_text(open_model(side.model or None).checkpoint).tokenizer
     raise InvalidRequestError("Servers alone have no tokenizer to cut text with.", "Give a model as one side.")

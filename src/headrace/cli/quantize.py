@@ -179,7 +179,7 @@ def _compare(args: argparse.Namespace, judging: "Judging") -> int:
                 f"{found.kl_p99:.3f}",
                 f"{100 * found.top1_agreement:.2f} %",
                 f"{found.perplexity:.3f}",
-                f"{decode_speed(source.graph, outcome.quantized.weights, activation=_served(recipe)):.0f}",
+                f"{decode_speed(source.graph, outcome.quantized.weights, activation=recipe.executor_activation):.0f}",
             )
         )
         print(f"{recipe.title}: KL {found.kl_mean:.4f}", file=sys.stderr)
@@ -212,7 +212,3 @@ def _recipes(args: argparse.Namespace, source: "Source", judging: "Judging") -> 
         planned = planners[key].within(parse_budget(format_name))
         found.append((planned.recipe, planned.kl))
     return found
-
-
-def _served(recipe: "Recipe") -> str:
-    return "auto" if recipe.activation == "f32" else recipe.activation

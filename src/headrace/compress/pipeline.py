@@ -183,28 +183,7 @@ def quantize_model(
             f"Spare what costs most (--ignore {' --ignore '.join(worst)}), use another method or more bits, or raise"
             " the thresholds.",
         )
-    card = Card(
-        source=source.name,
-        recipe=outcome.recipe,
-        planned=planned,
-        calibration_tokens=judging.calibration_texts * judging.length,
-        evaluation=outcome.evaluation,
-        source_bytes=sum(tensor.num_bytes for tensor in source.weights.values()),
-        quantized_bytes=outcome.num_bytes,
-        bits_per_weight=_bits_per_weight(outcome.quantized),
-        source_speed=decode_speed(source.graph, source.weights),
-        quantized_speed=decode_speed(
-            source.graph,
-            outcome.quantized.weights,
-            activation="auto" if recipe.activation == "f32" else recipe.activation,
-        ),
-        blame=blame,
-        seconds=time.perf_counter() - start,
-        peak_memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        machine=f"{_cpu()}, {platform.machine()}",
-        date=time.strftime("%Y-%m-%d", time.gmtime()),
-        command=shlex.join(command),
-    )
+    card = _card(source, judging, planned, outcome, blame, start, command)
     cards = dict(zip(_CARDS, (card.to_markdown(), card.to_json()), strict=True))
     if recipe.is_gguf:
         tensors = gguf_tensors(source.checkpoint, source.spec, outcome.quantized.weights)
@@ -214,6 +193,37 @@ def quantize_model(
         write_folder(source, described, weights, schemes, target, cards, max_shard_bytes=max_shard_bytes)
     shutil.rmtree(work, ignore_errors=True)
     return card
+
+
+def _card(
+    source: Source,
+    judging: Judging,
+    planned: Planned | None,
+    outcome: Outcome,
+    blame: Sequence[Blame],
+    start: float,
+    command: Sequence[str],
+) -> Card:
+    """What is known of a model that passed, its speed measured now."""
+    activation = outcome.recipe.executor_activation
+    return Card(
+        source=source.name,
+        recipe=outcome.recipe,
+        planned=planned,
+        calibration_tokens=judging.calibration_texts * judging.length,
+        evaluation=outcome.evaluation,
+        source_bytes=sum(tensor.num_bytes for tensor in source.weights.values()),
+        quantized_bytes=outcome.num_bytes,
+        bits_per_weight=_bits_per_weight(outcome.quantized),
+        source_speed=decode_speed(source.graph, source.weights),
+        quantized_speed=decode_speed(source.graph, outcome.quantized.weights, activation=activation),
+        blame=blame,
+        seconds=time.perf_counter() - start,
+        peak_memory=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        machine=f"{_cpu()}, {platform.machine()}",
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
+        command=shlex.join(command),
+    )
 
 
 def _made(

@@ -88,6 +88,11 @@ class Recipe:
         return isinstance(scheme_named(self.format), GgufScheme)
 
     @property
+    def executor_activation(self) -> str:
+        """What an executor is told to serve it so: f32 is whatever costs no accuracy and is fastest there."""
+        return "auto" if self.activation == "f32" else self.activation
+
+    @property
     def title(self) -> str:
         """Short, for tables: ``int4-g32 gptq``."""
         served = "" if self.activation == "f32" else f", activations {self.activation}"

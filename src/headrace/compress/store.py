@@ -69,10 +69,6 @@ class Store:
             partial.unlink(missing_ok=True)
             raise _failed(self._folder, error) from error
 
-    def remove(self) -> None:
-        """Nothing of it is needed any more."""
-        shutil.rmtree(self._folder, ignore_errors=True)
-
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npz"
 

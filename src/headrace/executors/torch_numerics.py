@@ -14,7 +14,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from headrace.base.errors import InvalidRequestError
-from headrace.executors.torch_ops import REFERENCE_OPS, Call, ReferenceOp, attention, linear, rotate, rotation
+from headrace.executors.torch_ops import REFERENCE_OPS, Call, ReferenceOp, linear, rotate, rotation
 from headrace.numerics.fake_quantize import fake_quantize
 from headrace.numerics.schemes import scheme_named
 
@@ -43,7 +43,6 @@ class Numerics:
         inputs: a format that what linear layers read, but for the logits', is rounded to, token by token: ``bf16``, or
             a scheme's name (`headrace.numerics.schemes.scheme_named`; a channel is a token).
         inputs_of: a shell-style pattern of the names of the nodes that `inputs` is for.
-        cached: a format that each token's keys and values are rounded to, head by head, before the cache's own.
     """
 
     rope: str = EXACT
@@ -53,7 +52,6 @@ class Numerics:
     residual: str = EXACT
     inputs: str = EXACT
     inputs_of: str = "*"
-    cached: str = EXACT
 
     def __post_init__(self) -> None:
         for name, known in VARIANTS.items():
@@ -61,9 +59,8 @@ class Numerics:
                 raise InvalidRequestError(
                     f"{name}={getattr(self, name)!r} is not known.", f"Use one of {', '.join(known)}."
                 )
-        for scheme in (self.inputs, self.cached):
-            if scheme not in (EXACT, "bf16"):
-                scheme_named(scheme)
+        if self.inputs not in (EXACT, "bf16"):
+            scheme_named(self.inputs)
         if self.inputs_of != "*" and self.inputs == EXACT:
             raise InvalidRequestError(
                 f"inputs_of={self.inputs_of!r} has no format to be for.", "Give inputs=int8-channel, say."
@@ -89,8 +86,6 @@ def ops_with(numerics: Numerics, output: str) -> Mapping[str, ReferenceOp]:
         changed["rms_norm"] = _bf16_norm
     if numerics.residual != EXACT:
         changed["add"] = partial(_add, numerics.residual)
-    if numerics.cached != EXACT:
-        changed["attention"] = partial(_attention, numerics.cached)
     if (numerics.logits, numerics.sums, numerics.inputs) != (EXACT, EXACT, EXACT):
         changed["linear"] = partial(_linear, numerics, output)
     return {**REFERENCE_OPS, **changed}
@@ -113,13 +108,6 @@ def _bf16_norm(call: Call) -> Tensor:
 def _add(variant: str, call: Call) -> Tensor:
     total = call.inputs[0] + call.inputs[1]
     return _to_bf16(total) if variant == "add" or call.node.name.endswith(".mlp_add") else total
-
-
-def _attention(scheme: str, call: Call) -> Tensor:
-    q, *keys_values = call.inputs
-    head_dim = call.node.integer("head_dim")
-    rounded = (_rounded(x.reshape(-1, head_dim), scheme).reshape(x.shape) for x in keys_values)
-    return attention(replace(call, inputs=[q, *rounded]))
 
 
 def _linear(numerics: Numerics, output: str, call: Call) -> Tensor:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from headrace.base.errors import InvalidRequestError
+from headrace.executors.kv_layout import KV_FORMATS, kv_bytes_per_value
+from headrace.graph.ir import KVLayer
 from headrace.plan.parameters import ModelShape
 
 GPUS: Mapping[str, int] = {
@@ -28,15 +30,9 @@ WEIGHT_BITS: Mapping[str, float] = {
 """Bits of a quantized weight with its scales: f32 for each 128 × 128 of fp8, bf16 for each group of 128 of int8 and for
 each group of int4, e8m0 for 32 of mxfp4, e4m3 for 16 of nvfp4."""
 
-KV_BITS: Mapping[str, float] = {
-    "f32": 32,
-    "bf16": 16,
-    "fp8": 8 + 32 / 64,
-    "int8": 8 + 32 / 64,
-    "int4": 4 + 32 / 32,
-}
-"""Bits of a cached value, as `headrace.numerics.kv_cache` keeps it: fp8 and int8 with a scale of f32 for each head,
-taken to be of 64 features; int4 with a scale and a lowest value, in bf16, for 32."""
+_HEAD = KVLayer(num_kv_heads=1, head_dim=64)
+KV_BITS: Mapping[str, float] = {name: 8 * kv_bytes_per_value([_HEAD], name) for name in KV_FORMATS}
+"""Bits of a cached value, scales included, as the executors keep it in heads of 64 features."""
 
 QUANTIZED = {
     "linear": ("attention", "dense_mlp", "experts", "shared_experts"),

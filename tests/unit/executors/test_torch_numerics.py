@@ -52,7 +52,6 @@ def first_changed(found, exact):
     ({"inputs": "bf16"}, "layers.0.q", 1e-4, 2 * BF16),
     ({"inputs": "int8-channel"}, "layers.0.q", 1e-4, 0.05),
     ({"inputs": "fp8-channel", "inputs_of": "layers.1.[gud]*"}, "layers.1.gate", 1e-3, 0.1),
-    ({"cached": "int8-channel"}, "layers.0.attn", 1e-4, 0.05),
 ])  # fmt: skip
 def test_it_is_seen_first_where_it_is_done(values, options, node, least, most):
     exact, found = values(), values(**options)
@@ -77,7 +76,7 @@ def test_exact_is_the_reference():
 
 
 @pytest.mark.parametrize("wrong", [
-    {"rope": "f16"}, {"norm": "f32"}, {"sums": "split3"}, {"residual": "bf16"}, {"inputs": "int3"}, {"cached": "x"},
+    {"rope": "f16"}, {"norm": "f32"}, {"sums": "split3"}, {"residual": "bf16"}, {"inputs": "int3"},
     {"inputs_of": "layers.*"},
 ])  # fmt: skip
 def test_options_that_make_no_sense(wrong):
