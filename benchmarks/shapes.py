@@ -160,7 +160,7 @@ def write_gguf(shape: Shape, name: str, path: Path) -> None:
 def write_folder(shape: Shape, path: Path) -> None:
     import torch
     from safetensors.torch import save_file
-    from tokenizers import Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     path.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
@@ -191,6 +191,7 @@ def write_folder(shape: Shape, path: Path) -> None:
     bpe = models.BPE({token: i for i, token in enumerate(tokens)}, [tuple(merge.split(" ")) for merge in merges])
     tokenizer = Tokenizer(bpe)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": tokens[2], "bos_token": tokens[1]}))
 

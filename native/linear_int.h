@@ -83,6 +83,19 @@ struct IntLayout {
 
 namespace {  // files compiled for different instruction sets must not share inline code
 
+// Weights are asked for twice. A core waits for few lines of L1 at a time, its L2 for many: so far ahead for what L2
+// shall hold, in one stream through panels that lie one behind the other, and shortly ahead for L1.
+constexpr int64_t kFarAhead = 16 << 10, kNearAhead = 1 << 10;
+
+template <int64_t Bytes>
+inline void ask_far(const uint8_t* at) {
+  for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(at + kFarAhead + i, 0, 2);
+}
+template <int64_t Bytes>
+inline void ask_near(const uint8_t* at) {
+  for (int64_t i = 0; i < Bytes; i += 64) __builtin_prefetch(at + kNearAhead + i, 0, 3);
+}
+
 // call(the IntLayout of `w`)
 template <typename Call>
 inline auto with_layout(const IntWeights& w, Call call) {

@@ -17,7 +17,6 @@ constexpr int64_t kLanes = 8;
 constexpr int kHalves = 2;                 // of a panel
 constexpr int kBlockRows = 4;              // of sums that stay in registers
 constexpr int64_t kChunkBytes = 16 << 10;  // bytes of unpacked weights that share L1 with the inputs
-constexpr int64_t kPrefetch = 2048;
 
 // ---- inputs ---------------------------------------------------------------------------------------------------------
 
@@ -132,7 +131,8 @@ class Packed : public Shape<P, L::Group, L::Offset> {
   void enter(int64_t g) {
     if (g > 0) at_ += L::kGroupBytes;
     if (g % L::kBlockGroups == 0) read_header();
-    for (int64_t i = 0; i < L::kGroupBytes; i += 64) _mm_prefetch((const char*)at_ + kPrefetch + i, _MM_HINT_T0);
+    ask_far<L::kGroupBytes>(at_);
+    ask_near<L::kGroupBytes>(at_);
   }
 
   // Vector i: of words, (k0, k2) or (k1, k3) of each column's quad i / 2; of bytes, quad i.

@@ -15,7 +15,6 @@ using Payload = IntWeights::Payload;
 constexpr int64_t kLanes = 16;
 constexpr int kBlockRows = 6, kBlockPanels = 2;  // of accumulators that stay in registers when rows are many
 constexpr int64_t kChunkBytes = 16 << 10;        // bytes of unpacked weights that share L1 with the inputs
-constexpr int64_t kPrefetch = 2048;
 
 // ---- inputs ---------------------------------------------------------------------------------------------------------
 
@@ -190,17 +189,19 @@ void multiply_bytes(const IntWeights& w, const void* prepared, int64_t padded, i
   const auto* bytes = static_cast<const uint8_t*>(prepared);
   const auto* groups = reinterpret_cast<const IntGroup*>(bytes + num_groups * padded * kStep) + m;
   const uint8_t* p[Panels];
+  const uint8_t* all = w.data + n / kIntPanel * w.panel_bytes;  // of the panels, which lie one behind the other
   typename L::Header header[Panels];
   __m512 acc[R][Panels];
 #pragma GCC unroll 2
   for (int i = 0; i < Panels; ++i) {
-    p[i] = w.data + (n / kIntPanel + i) * w.panel_bytes;
+    p[i] = all + i * w.panel_bytes;
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) acc[r][i] = _mm512_setzero_ps();
   }
   for (int64_t g = 0; g < num_groups; ++g) {
     const uint8_t* x = bytes + (g * padded + m) * kStep;
     const IntGroup* xg = groups + g * padded;
+    ask_far<Panels * L::kGroupBytes>(all + g * Panels * L::kGroupBytes);
     __m512i high[R][Panels], low[R][Panels];
 #pragma GCC unroll 2
     for (int i = 0; i < Panels; ++i) {
@@ -208,7 +209,7 @@ void multiply_bytes(const IntWeights& w, const void* prepared, int64_t padded, i
         header[i] = L::header(p[i]);
         p[i] += L::kHeaderBytes;
       }
-      for (int64_t at = 0; at < L::kGroupBytes; at += 64) _mm_prefetch((const char*)p[i] + kPrefetch + at, _MM_HINT_T0);
+      ask_near<L::kGroupBytes>(p[i]);
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
         high[r][i] = _mm512_set1_epi32(xg[r].bias_hi);
@@ -383,6 +384,7 @@ void run_panels(const IntWeights& w, const Inputs& x, int64_t rows, float* y, in
   __mmask16 masks[Panels];
   for (int p = 0; p < Panels; ++p) masks[p] = columns_mask(n + p * kIntPanel, column_end);
   const int64_t all = w.in_features / L::Group;
+  const uint8_t* ahead = w.data + n / kIntPanel * w.panel_bytes;  // goes through the panels one behind the other
   for (int64_t g0 = 0; g0 < all; g0 += kGroups) {
     const int64_t count = all - g0 < kGroups ? all - g0 : kGroups;
     for (int p = 0; p < Panels; ++p) {
@@ -393,6 +395,8 @@ void run_panels(const IntWeights& w, const Inputs& x, int64_t rows, float* y, in
           header = L::header(from);
           from += L::kHeaderBytes;
         }
+        ask_far<L::kGroupBytes>(ahead);
+        ahead += L::kGroupBytes;
         unpack<L, Wide>(from, w.min_q, codes + g * kCodeBytes + p * 64, Panels * 64);
         _mm512_store_ps(scales + (g * Panels + p) * kLanes, L::scale(header, from));
         if (L::Offset) _mm512_store_ps(offsets + (g * Panels + p) * kLanes, L::offset(header, from));
