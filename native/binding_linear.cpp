@@ -53,8 +53,8 @@ nb::object array_of(std::unique_ptr<float[]> values, size_t rows, size_t columns
   return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {rows, columns}, owner));
 }
 
-// y [rows, out]; columns outside [column_begin, column_end) are NaN. Inputs are prepared last range first, into memory
-// that holds NaNs, so that a kernel that reads what it must not shows.
+// y [rows, out]; columns outside [column_begin, column_end) are NaN. Inputs are prepared in odd ranges, the last one
+// first, into memory that holds NaNs, so that a kernel that reads what it must not shows.
 nb::object linear_test(const std::string& format, const Bytes& raw, const Floats& x, const std::string& isa,
                        const std::string& activation, int64_t column_begin, int64_t column_end) {
   const int64_t rows = x.shape(0), in_features = x.shape(1);
@@ -70,9 +70,10 @@ nb::object linear_test(const std::string& format, const Bytes& raw, const Floats
   const size_t bytes = prepared_bytes(linear->form, rows, in_features);
   const Pages prepared(bytes);
   std::fill_n(prepared.data(), bytes, uint8_t{0xff});
-  for (int64_t begin = (rows - 1) / kRowTile * kRowTile; begin >= 0; begin -= kRowTile) {
+  constexpr int64_t kRange = 7;
+  for (int64_t begin = (rows - 1) / kRange * kRange; begin >= 0; begin -= kRange) {
     prepare(linear->form, x.data(), in_features, rows, in_features, prepared.data(), begin,
-            std::min(rows, begin + kRowTile));
+            std::min(rows, begin + kRange));
   }
   auto y = std::make_unique<float[]>(rows * w.out_features);
   std::fill_n(y.get(), rows * w.out_features, __builtin_nanf(""));
@@ -122,12 +123,11 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
   const Linear& first = *linears[0];
   const Pages prepared(prepared_bytes(first.form, rows, in_features));
   std::vector<float> y(rows * w.out_features);
-  const int64_t row_tiles = (rows + kRowTile - 1) / kRowTile;
   for (int repeat = 0; repeat < repeats; ++repeat) {
     auto start = Clock::now();
-    pool.parallel_for(row_tiles, [&](int64_t tile) {
-      prepare(first.form, x.data(), in_features, rows, in_features, prepared.data(), tile * kRowTile,
-              std::min(rows, (tile + 1) * kRowTile));
+    pool.parallel_for(threads, [&](int64_t worker) {
+      prepare(first.form, x.data(), in_features, rows, in_features, prepared.data(), rows * worker / threads,
+              rows * (worker + 1) / threads);
     });
     timed(prepared_in, start);
     for (const auto& linear : linears) {

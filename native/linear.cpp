@@ -221,7 +221,6 @@ size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features) {
 
 void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
              int64_t row_begin, int64_t row_end) {
-  assert(row_begin % kRowTile == 0);
 #ifdef HEADRACE_X86
   if (is_fixed_form(form)) {
     fixed_prepare(form, x, ldx, rows, features, prepared, row_begin, row_end);

@@ -54,8 +54,7 @@ struct InputForm {
 
 size_t prepared_bytes(const InputForm& form, int64_t rows, int64_t features);
 
-// Convert rows [row_begin, row_end) of x. Ranges of one call start at multiples of kRowTile; ranges are independent.
-constexpr int64_t kRowTile = 16;
+// Convert rows [row_begin, row_end) of x. Ranges are independent: any may be converted at once.
 void prepare(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, void* prepared,
              int64_t row_begin, int64_t row_end);
 

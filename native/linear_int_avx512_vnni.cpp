@@ -56,10 +56,10 @@ inline IntGroup to_integers(const float* x, Activation activation, int32_t min_q
 // Few rows: high and low bytes side by side.
 template <int Group>
 void prepare_bytes(const InputForm& form, const float* x, int64_t ldx, int64_t rows, int64_t features, uint8_t* bytes,
-                   IntGroup* groups) {
+                   IntGroup* groups, int64_t row_begin, int64_t row_end) {
   const bool wide = form.activation != Activation::int8;
   const int64_t padded = padded_rows(rows), step = wide ? 2 * Group : Group;
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = row_begin; r < row_end; ++r) {
     for (int64_t g = 0; g < features / Group; ++g) {
       __m512i q[Group / kLanes];
       groups[g * padded + r] = to_integers<Group>(x + r * ldx + g * Group, form.activation, form.layout, q);
@@ -437,7 +437,7 @@ void int_prepare_avx512_vnni(const InputForm& form, const float* x, int64_t ldx,
   if (rows <= kFewRows) {
     auto* groups = reinterpret_cast<IntGroup*>(bytes + padded_rows(rows) * features * width);
     const auto run = form.group == 32 ? prepare_bytes<32> : prepare_bytes<16>;
-    run(form, x, ldx, rows, features, bytes, groups);
+    run(form, x, ldx, rows, features, bytes, groups, row_begin, row_end);
   } else {
     auto* groups = reinterpret_cast<IntGroup*>(bytes + rows * features * width);
     const auto run = form.group == 32 ? prepare_words<32> : prepare_words<16>;

@@ -79,10 +79,20 @@ PrepareOp::PrepareOp(const View& x_, const InputForm& form_, const Span& out_)
   touches = {reads(x), touches_span(out, true)};
 }
 
-int64_t PrepareOp::num_chunks(const Replay& replay) const { return (replay.count(x.rows) + kRowTile - 1) / kRowTile; }
+// All workers wait for the rows anyway: each takes some of few.
+int64_t PrepareOp::rows_per_chunk(const Replay& replay) const {
+  const int64_t workers = replay.runtime.pool.size();
+  return std::clamp<int64_t>((replay.count(x.rows) + workers - 1) / workers, 1, kMostRows);
+}
+
+int64_t PrepareOp::num_chunks(const Replay& replay) const {
+  const int64_t step = rows_per_chunk(replay);
+  return (replay.count(x.rows) + step - 1) / step;
+}
 
 void PrepareOp::run(const Replay& replay, int64_t chunk, int worker) const {
-  const int64_t count = replay.count(x.rows), begin = chunk * kRowTile, end = std::min(count, begin + kRowTile);
+  const int64_t count = replay.count(x.rows), step = rows_per_chunk(replay);
+  const int64_t begin = chunk * step, end = std::min(count, begin + step);
   const auto [first, ld] = rows(replay, begin, end, worker);
   headrace::prepare(form, first - begin * ld, ld, count, x.features, replay.runtime.arena() + out.begin, begin, end);
 }
@@ -237,7 +247,7 @@ WriteKvOp::WriteKvOp(const View& k_, const Rotation* rotation_, const View& v_, 
   touches = {reads(k), reads(v), touches_kv(index, true)};
 }
 
-int64_t WriteKvOp::num_chunks(const Replay& replay) const { return row_chunks(replay.step.num_tokens, 4 * k.features); }
+int64_t WriteKvOp::num_chunks(const Replay& replay) const { return row_chunks(replay.step.num_tokens, 8 * k.features); }
 
 void WriteKvOp::run(const Replay& replay, int64_t chunk, int worker) const {
   const Step& step = replay.step;
@@ -246,7 +256,7 @@ void WriteKvOp::run(const Replay& replay, int64_t chunk, int worker) const {
     return row > 0 && row < step.num_tokens && step.positions[row] % shape.block_size % 2 == 1 &&
            replay.schedule.sequence_of(row) == replay.schedule.sequence_of(row - 1);
   };
-  auto [begin, end] = row_range(chunk, step.num_tokens, 4 * k.features);
+  auto [begin, end] = row_range(chunk, step.num_tokens, 8 * k.features);
   begin += is_second(begin);
   end += is_second(end);
   for (int64_t row = begin; row < end; ++row) {
