@@ -1,11 +1,13 @@
 """The commands on the embedded model, as a user runs them; those of the README are in test_readme.py."""
 
 import io
+import json
 import pathlib
 import re
 
 import pytest
 
+from headrace.align import tasks
 from headrace.cli.main import main
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,3 +47,16 @@ def test_the_picture_in_the_docs_is_what_graph_draws(tmp_path):
     drawn = tmp_path / "layer.svg"
     assert main(["graph", "--svg", str(drawn)]) == 0
     assert drawn.read_text() == (ROOT / "docs/layer.svg").read_text()
+
+
+def test_tasks_find_what_rounding_to_int4_loses(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "ITEMS", 12)
+    file = tmp_path / "all.json"
+    few = ["--tasks", "--texts", "1", "--length", "32", "--json", str(file)]
+    assert main(["align", "smollm2-135m", "smollm2-135m?weights=int4-g32", *few, "--budget", "tasks<0"]) == 1
+    assert "beyond the budget: tasks is" in capsys.readouterr().err
+    held = json.loads(file.read_text())["tasks"]
+    assert len(held) == 8
+    assert held["all"]["a"]["items"] == 84
+    assert held["all"]["a"]["accuracy"] > 0.65, "guessing gives 0.29"
+    assert held["facts"]["a"]["accuracy"] > 0.6
