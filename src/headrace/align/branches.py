@@ -8,7 +8,7 @@ import numpy as np
 from headrace.align.forced import scored_row
 from headrace.base.errors import ContextLengthError
 from headrace.engine.executor import Executor
-from headrace.engine.step import Float32, Step
+from headrace.engine.step import Float32, SampleRow, Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,11 @@ def _step(executor: Executor, group: Sequence[Branches], going: Sequence[int], n
     """
     firsts = np.cumsum([0, *(_num_blocks(executor, each) for each in group)])
     tables = np.full((len(going), max(_num_blocks(executor, group[i]) for i in going)), -1, np.int32)
-    ids, positions, starts, lengths, rows, sampling = [], [], [0], [], [], []
+    ids: list[int] = []
+    positions: list[int] = []
+    starts, lengths = [0], []
+    rows: list[int] = []
+    sampling: list[SampleRow] = []
     for row, i in enumerate(going):
         shared, end = group[i].shared, group[i].ends[number]
         tables[row, : firsts[i + 1] - firsts[i]] = np.arange(firsts[i], firsts[i + 1])
