@@ -50,13 +50,14 @@ def test_the_picture_in_the_docs_is_what_graph_draws(tmp_path):
 
 
 def test_tasks_find_what_rounding_to_int4_loses(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(tasks, "ITEMS", 12)
-    file = tmp_path / "all.json"
-    few = ["--tasks", "--texts", "1", "--length", "32", "--json", str(file)]
-    assert main(["align", "smollm2-135m", "smollm2-135m?weights=int4-g32", *few, "--budget", "tasks<0"]) == 1
-    assert "beyond the budget: tasks is" in capsys.readouterr().err
-    held = json.loads(file.read_text())["tasks"]
-    assert len(held) == 8
-    assert held["all"]["a"]["items"] == 84
-    assert held["all"]["a"]["accuracy"] > 0.65, "guessing gives 0.29"
-    assert held["facts"]["a"]["accuracy"] > 0.6
+    monkeypatch.setattr(tasks, "ITEMS", 6)
+    held = {}
+    for weights in ("stored", "int4-g32"):
+        file = tmp_path / f"{weights}.json"
+        assert main(["align", f"smollm2-135m?threads=1&weights={weights}", "--tasks", "--json", str(file)]) == 0
+        held[weights] = json.loads(file.read_text())["tasks"]
+    assert "look-up" in capsys.readouterr().out
+    assert held["stored"].keys() == {*tasks.suite(), "all"}
+    assert held["stored"]["all"]["items"] == 42
+    assert held["stored"]["all"]["accuracy"] > 0.6, "guessing gives 0.29"
+    assert held["int4-g32"]["all"]["accuracy"] < held["stored"]["all"]["accuracy"]
