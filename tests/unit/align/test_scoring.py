@@ -44,11 +44,7 @@ def few_tasks(monkeypatch):
 
 
 def test_a_choice_is_the_likeliest_a_byte(model, monkeypatch):
-    sums = {
-        "c": -1.5,
-        "efgh": -4.0,
-        "éé": -3.2,
-    }  # the first is the likeliest, the second by character, the third by byte
+    sums = {"c": -1.5, "efgh": -4.0, "éé": -3.2}  # likeliest: the first; by character the second; by byte the third
     item = Item("ab", tuple(sums), 2)
     (question,) = questions_of(Merging(), {"one": [item]})["one"]
     assert question == Question(Branches((300,), ((99,), (101, 102, 103, 104), (233, 233))), (1, 4, 4), 2)
