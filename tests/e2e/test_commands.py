@@ -1,11 +1,13 @@
 """The commands on the embedded model, as a user runs them; those of the README are in test_readme.py."""
 
 import io
+import json
 import pathlib
 import re
 
 import pytest
 
+from headrace.align import tasks
 from headrace.cli.main import main
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,3 +47,17 @@ def test_the_picture_in_the_docs_is_what_graph_draws(tmp_path):
     drawn = tmp_path / "layer.svg"
     assert main(["graph", "--svg", str(drawn)]) == 0
     assert drawn.read_text() == (ROOT / "docs/layer.svg").read_text()
+
+
+def test_tasks_find_what_rounding_to_int4_loses(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(tasks, "ITEMS", 6)
+    held = {}
+    for weights in ("stored", "int4-g32"):
+        file = tmp_path / f"{weights}.json"
+        assert main(["align", f"smollm2-135m?threads=1&weights={weights}", "--tasks", "--json", str(file)]) == 0
+        held[weights] = json.loads(file.read_text())["tasks"]
+    assert "look-up" in capsys.readouterr().out
+    assert held["stored"].keys() == {*tasks.suite(), "all"}
+    assert held["stored"]["all"]["items"] == 42
+    assert held["stored"]["all"]["accuracy"] > 0.6, "guessing gives 0.29"
+    assert held["int4-g32"]["all"]["accuracy"] < held["stored"]["all"]["accuracy"]

@@ -9,6 +9,7 @@ import numpy as np
 from headrace.align.corpus import pieces, texts
 from headrace.align.divergence import Divergence, Scores, TokenDivergence, divergence_between, summarize
 from headrace.align.nodes import NodeError, node_errors
+from headrace.align.scoring import Answers, Question, check_scorable, score
 from headrace.align.server import OpenServer
 from headrace.align.sides import OpenSide, Side, open_side
 from headrace.align.subjects import SETTINGS, WITH_EXECUTOR, Subject
@@ -60,6 +61,7 @@ class Cause:
 class Alignment:
     """A beside B. `nodes` are in the graph's order; there are none where A and B have no graph in common. `first` is
     the first that departs by itself, None if none does. `unknown` says in words what could not be compared, and why.
+    `tasks` is what both answered, where they were asked.
     """
 
     a: str
@@ -70,6 +72,7 @@ class Alignment:
     first: str | None
     causes: tuple[Cause, ...]
     unknown: tuple[str, ...] = ()
+    tasks: Answers | None = None
 
     def exceeded(self, budget: dict[str, float]) -> list[str]:
         """What is beyond a budget, in words. A figure that is not a number is beyond any.
@@ -93,6 +96,7 @@ BUDGETED: Mapping[str, Callable[[Alignment], float]] = {
     "dlogprob_max": lambda found: found.divergence.logprob_delta_max,
     "flips": lambda found: 1 - found.divergence.top1_agreement,
     "clipped": lambda found: found.policy.clipped,
+    "tasks": lambda found: float("nan") if found.tasks is None else found.tasks.lost,
 }
 """What a budget can limit."""
 
@@ -117,20 +121,34 @@ def token_windows(tokenizer: Tokenizer, text: str | None, count: int, length: in
     return found[:count]
 
 
-def align(a: Side, b: Side, tokens: Sequence[Sequence[int]], *, threshold: float, by_cause: bool) -> Alignment:
+def align(
+    a: Side,
+    b: Side,
+    tokens: Sequence[Sequence[int]],
+    *,
+    threshold: float,
+    by_cause: bool,
+    questions: Mapping[str, Sequence[Question]] | None = None,
+    progress: Callable[[str], None] = lambda done: None,  # noqa: ARG005
+) -> Alignment:
     """Compare two sides over the same texts.
 
     Args:
         tokens: texts as token ids, of one length.
         threshold: relative error of a node beyond which it departs by itself.
         by_cause: take back one difference after the other, and measure again.
+        questions: tasks that both are to answer, in tokens.
+        progress: told of each task that a side has answered.
 
-    Raises InvalidRequestError if they do not share a vocabulary, or for causes between sides that have no settings to
-    take back; and as the sides do.
+    Raises InvalidRequestError if they do not share a vocabulary, for causes between sides that have no settings to
+    take back, and for tasks put to a side that cannot be scored; and as the sides do.
     """
     subjects = (a, b) if isinstance(a, Subject) and isinstance(b, Subject) else None
     if by_cause and subjects is None:
         raise InvalidRequestError("Only headrace's own settings can be taken back.", "Leave --causes out.")
+    if questions is not None:
+        check_scorable(a)
+        check_scorable(b)
     opened_a, opened_b = open_side(a), open_side(b)
     _check_vocabularies(opened_a, opened_b)
     base = list(opened_a.scores(tokens))
@@ -139,12 +157,16 @@ def align(a: Side, b: Side, tokens: Sequence[Sequence[int]], *, threshold: float
     first = next((node.name for node in nodes if node.own > threshold), None)
     divergence = summarize(found)
     causes = tuple(_causes(*subjects, base, tokens, divergence)) if by_cause and subjects else ()
+    tasks = None
+    if questions is not None:
+        scores_a, scores_b = (score(opened, questions, progress=progress) for opened in (opened_a, opened_b))
+        tasks = Answers(scores_a, scores_b)
     unknown = tuple(
         f"{side.side.url} gives no whole distributions, so there is no KL, and no values of nodes"
         for side in (opened_a, opened_b)
         if isinstance(side, OpenServer)
     )
-    return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes, unknown)
+    return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes, unknown, tasks)
 
 
 def compare_all(

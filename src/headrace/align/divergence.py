@@ -113,7 +113,7 @@ def divergence_between(reference: Scores, other: Scores, token_ids: Sequence[int
     """As `divergence_of`, of sides of which one or both give no logits: as much as they say."""
     if not isinstance(reference, TokenScores) and not isinstance(other, TokenScores):
         return divergence_of(reference, other, token_ids)
-    a, b = (x if isinstance(x, TokenScores) else _token_scores(x, token_ids) for x in (reference, other))
+    a, b = (x if isinstance(x, TokenScores) else token_scores(x, token_ids) for x in (reference, other))
     known = (a.top1 >= 0) & (b.top1 >= 0)
     return TokenDivergence(
         kl=np.full(len(a.logprobs), np.nan),
@@ -145,7 +145,8 @@ def summarize(texts: Sequence[TokenDivergence]) -> Divergence:
     )
 
 
-def _token_scores(logits: Float32, token_ids: Sequence[int]) -> TokenScores:
+def token_scores(logits: Float32, token_ids: Sequence[int]) -> TokenScores:
+    """What a text's logits, float32 ``[n, vocab]``, say of its tokens. Ties among the likeliest go to the lower id."""
     following = np.asarray(token_ids[1:], np.int64)
     logprobs = [
         log_softmax(logits[i:end])[np.arange(end - i), following[i:end]]

@@ -54,31 +54,31 @@ def forced_logits(
     return np.concatenate([values[output] for values in steps])
 
 
-def forced_logprobs(
-    executor: Executor, token_ids: Sequence[int], *, begin: int = 1, rows_per_step: int = ROWS_PER_STEP
-) -> Float32:
-    """The log-probability of each token from `begin` on, float32 ``[n - begin]``, by the executor's own sampler.
+def forced_logprobs(executor: Executor, token_ids: Sequence[int], *, rows_per_step: int = ROWS_PER_STEP) -> Float32:
+    """The log-probability of each token after the first, float32 ``[n - 1]``, by the executor's own sampler.
 
     Where the executor is deterministic, they are the bits that it gave when it chose these tokens.
-    The tokens before are computed, not sampled. See `forced_values` for the rest; at least two tokens.
+    See `forced_values` for the rest; at least two tokens.
     """
     ids = _checked(executor, token_ids)
-    if not 0 < begin < len(ids):
-        raise InvalidRequestError(
-            f"Of {len(ids)} tokens none from {begin} on follows another.", "Give at least two, and a place behind one."
-        )
-    rows = [SampleRow(_SCORED.forcing(token), seed=0, index=0) for token in ids[begin:].tolist()]
-    results = [executor.execute(step) for step in _steps(executor, ids[:-1], tuple(rows), (), rows_per_step)]
+    if len(ids) < 2:
+        raise InvalidRequestError("One token has nothing to predict.", "Give at least two.")
+    rows = tuple(scored_row(token) for token in ids[1:].tolist())
+    results = [executor.execute(step) for step in _steps(executor, ids[:-1], rows, (), rows_per_step)]
     chosen = np.concatenate([result.token_ids for result in results])
-    assert np.array_equal(chosen, ids[begin:]), "a biased token was not chosen"
+    assert np.array_equal(chosen, ids[1:]), "a biased token was not chosen"
     return np.concatenate([result.logprobs for result in results])
+
+
+def scored_row(token_id: int) -> SampleRow:
+    """What samples this very token, and reports its log-probability."""
+    return SampleRow(_SCORED.forcing(token_id), seed=0, index=0)
 
 
 def _steps(
     executor: Executor, ids: Int32, rows: tuple[SampleRow, ...], taps: tuple[str, ...], rows_per_step: int
 ) -> Iterator[Step]:
-    """One sequence, some tokens at a time; `rows` say how the last of them are sampled, the ones before are not."""
-    unsampled = len(ids) - len(rows)
+    """One sequence, some tokens at a time, a row sampled at each."""
     block_table = np.arange(-(-len(ids) // executor.block_size), dtype=np.int32)[None]
     for start in range(0, len(ids), rows_per_step):
         chunk = ids[start : start + rows_per_step]
@@ -89,8 +89,8 @@ def _steps(
             seq_starts=np.array([0, len(chunk)], np.int32),
             context_lens=np.array([end], np.int32),
             block_tables=block_table[:, : -(-end // executor.block_size)],
-            sample_rows=np.arange(min(max(unsampled - start, 0), len(chunk)), len(chunk), dtype=np.int32),
-            sampling=rows[max(start - unsampled, 0) : max(end - unsampled, 0)],
+            sample_rows=np.arange(len(chunk), dtype=np.int32),
+            sampling=rows[start:end],
             taps=taps,
         )
 

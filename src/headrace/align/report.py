@@ -1,14 +1,15 @@
-"""An alignment, told: for a terminal, as JSON, and as one HTML file."""
+"""An alignment, told: for a terminal, as JSON, and as one HTML file; and what one side alone answered to tasks."""
 
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from math import isnan, log10
 from typing import Any
 
 from headrace.align.alignment import Alignment
 from headrace.align.nodes import NodeError
+from headrace.align.scoring import Answers, Score, in_all
 
 _WORST = 12
 _FLOOR = 1e-9  # errors below it are drawn at it
@@ -16,7 +17,8 @@ _FLOOR = 1e-9  # errors below it are drawn at it
 
 def to_json(found: Alignment) -> str:
     """All figures; null for those that are not known."""
-    return json.dumps(_known(asdict(found)), indent=2, ensure_ascii=False) + "\n"
+    tasks = None if found.tasks is None else _beside(found.tasks)
+    return _json(asdict(replace(found, tasks=None)) | {"tasks": tasks})
 
 
 def to_text(found: Alignment) -> str:
@@ -57,7 +59,20 @@ def to_text(found: Alignment) -> str:
             ("difference", "A", "B", "left", "explains"),
             [(c.name, c.a, c.b, _figure(c.left), f"{100 * c.explains:.1f} %") for c in found.causes],
         )
+    if found.tasks is not None:
+        lines += ["", *_table(found.tasks)]
     return "\n".join(lines) + "\n"
+
+
+def scores_to_json(title: str, scores: Mapping[str, Score]) -> str:
+    """What one side answered."""
+    return _json({"a": title, "tasks": {name: _held(score) for name, score in _with_all(scores).items()}})
+
+
+def scores_to_text(title: str, scores: Mapping[str, Score]) -> str:
+    """The same for a terminal."""
+    rows = [(name, str(len(score.right)), _share(score)) for name, score in _with_all(scores).items()]
+    return "\n".join([f"A  {title}", "", *_rows(("task", "items", "right, %"), rows)]) + "\n"
 
 
 def to_html(found: Alignment) -> str:
@@ -68,6 +83,52 @@ def to_html(found: Alignment) -> str:
         '<body style="font-family:sans-serif;max-width:60rem;margin:2rem auto">'
         f"<h1>Alignment</h1>{_picture(found.nodes) if found.nodes else ''}<pre>{text}</pre></body>\n"
     )
+
+
+def _table(found: Answers) -> list[str]:
+    """Both sides' answers, task by task and in all."""
+    rows = []
+    for name, (a, b) in _pairs(found).items():
+        difference, error = b.minus(a)
+        more, fewer = a.against(b)
+        changed = f"{100 * difference:+.1f} ± {100 * error:.1f}"
+        rows.append((name, str(len(a.right)), _share(a), _share(b), changed, str(more), str(fewer)))
+    head = ("task", "items", "A right, %", "B right, %", "B - A", "A alone", "B alone")
+    return _rows(head, rows)
+
+
+def _beside(found: Answers) -> dict[str, Any]:
+    """The same as figures."""
+    told: dict[str, Any] = {}
+    for name, (a, b) in _pairs(found).items():
+        difference, error = b.minus(a)
+        more, fewer = a.against(b)
+        told[name] = {
+            "a": _held(a),
+            "b": _held(b),
+            "difference": difference,
+            "difference_error": error,
+            "a_alone": more,
+            "b_alone": fewer,
+        }
+    return told
+
+
+def _pairs(found: Answers) -> dict[str, tuple[Score, Score]]:
+    a, b = _with_all(found.a), _with_all(found.b)
+    return {name: (a[name], b[name]) for name in a}
+
+
+def _with_all(scores: Mapping[str, Score]) -> dict[str, Score]:
+    return {**scores, "all": in_all(scores)}
+
+
+def _held(score: Score) -> dict[str, Any]:
+    return {"items": len(score.right), "accuracy": score.accuracy, "error": score.error}
+
+
+def _share(score: Score) -> str:
+    return f"{100 * score.accuracy:.1f} ± {100 * score.error:.1f}"
 
 
 def _picture(nodes: Sequence[NodeError]) -> str:
@@ -110,6 +171,10 @@ def _percent(share: float) -> str:
 
 def _or_zero(value: float) -> float:
     return 0.0 if isnan(value) else value
+
+
+def _json(figures: dict[str, Any]) -> str:
+    return json.dumps(_known(figures), indent=2, ensure_ascii=False) + "\n"
 
 
 def _known(value: Any) -> Any:

@@ -1,22 +1,17 @@
 """Small tasks that a small model can partly do, made from a seed and from texts that calibration never sees.
 
-Every item is a prompt and a few continuations, of which one is right; a model's choice is the one that it holds to be
-likeliest a byte. Nothing is downloaded, and nothing is asked for that a base model would not know how to answer. The
-tasks find what perplexity averages away: copying, looking up, counting, remembering.
+Every item is a prompt and a few continuations, of which one is right. Nothing is downloaded, and nothing is asked for
+that a base model would not know how to answer. The tasks find what perplexity averages away: copying, looking up,
+counting, remembering.
 """
 
 import ast
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import sqrt
 
 from headrace.align.corpus import texts
-from headrace.align.forced import forced_logprobs
-from headrace.base.errors import InvalidRequestError
-from headrace.engine.executor import Executor
-from headrace.text.tokenizer import Tokenizer
 
 ITEMS = 60
 """Of each task."""
@@ -97,82 +92,6 @@ class Item:
     prompt: str
     choices: tuple[str, ...]
     answer: int
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """How a model did at a task: which items it got right."""
-
-    right: tuple[bool, ...]
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the items."""
-        return sum(self.right) / len(self.right)
-
-    @property
-    def error(self) -> float:
-        """The accuracy's standard error, as if items were drawn at random: sqrt(p (1 - p) / n)."""
-        return sqrt(self.accuracy * (1 - self.accuracy) / len(self.right))
-
-    def against(self, other: "Score") -> tuple[int, int]:
-        """Items that this one got right and the other did not, and the reverse: what differs between two models that
-        answered the same questions, without the noise of which questions they were (McNemar 1947)."""
-        assert len(self.right) == len(other.right), "two scores of one task"
-        pairs = list(zip(self.right, other.right, strict=True))
-        return pairs.count((True, False)), pairs.count((False, True))
-
-
-def in_all(scores: Mapping[str, Score]) -> Score:
-    """All tasks as one."""
-    return Score(tuple(right for score in scores.values() for right in score.right))
-
-
-def score(
-    executor: Executor,
-    tokenizer: Tokenizer,
-    tasks: Mapping[str, Sequence[Item]],
-    *,
-    progress: Callable[[str], None] = lambda name: None,  # noqa: ARG005
-) -> dict[str, Score]:
-    """Let a model answer.
-
-    Args:
-        executor: idle; holds sequences of `max_length` tokens.
-        tokenizer: the model's.
-        tasks: items by task, as of `suite`.
-        progress: told each task's name once it is done.
-    """
-    found = {}
-    for name, items in tasks.items():
-        found[name] = Score(tuple(_chosen(executor, tokenizer, item) == item.answer for item in items))
-        progress(name)
-    return found
-
-
-def max_length(tokenizer: Tokenizer, tasks: Mapping[str, Sequence[Item]]) -> int:
-    """Tokens of the longest prompt with a continuation."""
-    return max(
-        len(tokenizer.encode(item.prompt + choice))
-        for items in tasks.values()
-        for item in items
-        for choice in item.choices
-    )
-
-
-def _chosen(executor: Executor, tokenizer: Tokenizer, item: Item) -> int:
-    """The continuation of the highest log-probability a byte, the first of equals."""
-    prompt = tokenizer.encode(item.prompt)
-    values = []
-    for choice in item.choices:
-        ids = tokenizer.encode(item.prompt + choice)
-        begin = next((i for i, (a, b) in enumerate(zip(prompt, ids, strict=False)) if a != b), len(prompt))
-        if not 0 < begin < len(ids):
-            raise InvalidRequestError(
-                f"{choice!r} adds no token of its own.", "Use a tokenizer that keeps words apart."
-            )
-        values.append(float(forced_logprobs(executor, ids, begin=begin).sum()) / len(choice.encode()))
-    return values.index(max(values))
 
 
 def suite(seed: int = 0) -> dict[str, list[Item]]:

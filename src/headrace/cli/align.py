@@ -1,12 +1,18 @@
-"""``headrace align``: two ways of running a model over the same tokens, and how far apart they are."""
+"""``headrace align``: two ways of running a model over the same tokens and tasks, and how far apart they are."""
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.base.errors import InvalidRequestError
 from headrace.cli.options import positive
 from headrace.cli.status import status
+
+if TYPE_CHECKING:
+    from headrace.align.scoring import Question
+    from headrace.align.sides import Side
 
 HELP = "compare two ways of running a model: executors, formats, checkpoints"
 
@@ -26,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold", type=float, default=1e-3, metavar="X", help="relative error at which a node departs (1e-3)"
     )
+    parser.add_argument(
+        "--tasks", action="store_true", help="let each side answer 420 small questions; A alone will do"
+    )
     parser.add_argument("--causes", action="store_true", help="take back one difference after the other")
     parser.add_argument("--ladder", action="store_true", help="A alone: its precisions, one by one and together")
     parser.add_argument("--map", metavar="FORMAT", help="A alone: what each matrix by itself in a format costs")
@@ -33,38 +42,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--of", choices=("weights", "inputs"), help="of the map: matrices (the default), or what each of them reads"
     )
     parser.add_argument("--svg", type=Path, metavar="FILE", help="draw the map")
-    parser.add_argument("--budget", metavar="LIMITS", help="exit with 1 beyond these: kl<0.01,dlogprob_p99<0.1")
+    parser.add_argument("--budget", metavar="LIMITS", help="exit with 1 beyond these: kl<0.01,tasks<0.02")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a report with a picture")
 
 
 def run(args: argparse.Namespace) -> int:
-    if sum((args.b is not None, args.ladder, args.map is not None)) != 1:
-        raise InvalidRequestError("Say what to compare with.", "Give B, or --ladder, or --map FORMAT.")
-    if args.b is None and (args.causes or args.budget or args.json or args.html):
-        raise InvalidRequestError("A ladder or a map has no causes, budget, JSON or HTML.", "Leave them out.")
-    if args.svg is not None and args.map is None:
-        raise InvalidRequestError("--svg draws a map.", "Give --map FORMAT too, or --html FILE for a comparison.")
-    if args.of is not None and args.map is None:
-        raise InvalidRequestError("--of says what a map is of.", "Give --map FORMAT too.")
     budget = _budget(args.budget)
-    if args.length < 2:
-        raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
+    _check(args, budget)
     from headrace.align import report
     from headrace.align.alignment import align, check_budget, token_windows
+    from headrace.align.scoring import questions_of
     from headrace.align.sides import side_named, tokenizer_of
     from headrace.align.subjects import Subject
+    from headrace.align.tasks import suite
 
     check_budget(budget)  # before anything takes time
     sides = [side_named(each) for each in (args.a, args.b) if each is not None]
     a, b = sides[0], sides[-1]
-    if args.b is None and not isinstance(a, Subject):
+    if (args.ladder or args.map is not None) and not isinstance(a, Subject):
         raise InvalidRequestError("A server or transformers has no ladder or map here.", "Give a model as A.")
-    tokens = token_windows(tokenizer_of(*sides), _text(args.text), args.texts, args.length)
+    tokenizer = tokenizer_of(*sides)
+    questions = questions_of(tokenizer, suite()) if args.tasks else None
+    if questions is not None and args.b is None:
+        _answer(a, questions, args.json)
+        return 0
+    tokens = token_windows(tokenizer, _text(args.text), args.texts, args.length)
     if args.b is None:
         _alone(args, a.model, tokens)
         return 0
-    found = align(a, b, tokens, threshold=args.threshold, by_cause=args.causes)
+    found = align(a, b, tokens, threshold=args.threshold, by_cause=args.causes, questions=questions, progress=_answered)
+    status()
     exceeded = found.exceeded(budget)
     print(report.to_text(found), end="")
     for path, made in ((args.json, report.to_json), (args.html, report.to_html)):
@@ -73,6 +81,43 @@ def run(args: argparse.Namespace) -> int:
     for said in exceeded:
         print(f"beyond the budget: {said}", file=sys.stderr)
     return 1 if exceeded else 0
+
+
+def _check(args: argparse.Namespace, budget: Mapping[str, float]) -> None:
+    """Options that contradict each other, or say nothing."""
+    drawn = args.ladder or args.map is not None
+    if (args.b is not None) + args.ladder + (args.map is not None) != (0 if args.tasks and args.b is None else 1):
+        raise InvalidRequestError("Say what to compare with.", "Give B, or --ladder, or --map FORMAT, or --tasks.")
+    if drawn and (args.causes or args.budget or args.json or args.html):
+        raise InvalidRequestError("A ladder or a map has no causes, budget, JSON or HTML.", "Leave them out.")
+    if args.b is None and not drawn and (args.causes or args.budget or args.html or args.text is not None):
+        raise InvalidRequestError("Tasks of one side have no causes, budget, HTML or text.", "Leave those out.")
+    if "tasks" in budget and not args.tasks:
+        raise InvalidRequestError("The budget limits tasks, which are not asked for.", "Give --tasks too.")
+    if args.svg is not None and args.map is None:
+        raise InvalidRequestError("--svg draws a map.", "Give --map FORMAT too, or --html FILE for a comparison.")
+    if args.of is not None and args.map is None:
+        raise InvalidRequestError("--of says what a map is of.", "Give --map FORMAT too.")
+    if args.length < 2:
+        raise InvalidRequestError("Texts of one token have nothing to predict.", "Give --length 2 or more.")
+
+
+def _answer(side: "Side", questions: "Mapping[str, Sequence[Question]]", path: Path | None) -> None:
+    """The tasks of one side."""
+    from headrace.align.report import scores_to_json, scores_to_text
+    from headrace.align.scoring import check_scorable, score
+    from headrace.align.sides import open_side
+
+    check_scorable(side)
+    scores = score(open_side(side), questions, progress=_answered)
+    status()
+    print(scores_to_text(side.title, scores), end="")
+    if path is not None:
+        path.write_text(scores_to_json(side.title, scores), encoding="utf-8")
+
+
+def _answered(task: str) -> None:
+    status(f"{task} answered")
 
 
 def _alone(args: argparse.Namespace, model: str, tokens: list[list[int]]) -> None:
