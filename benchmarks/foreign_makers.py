@@ -120,9 +120,16 @@ def gptqmodel(model, name: str, out: Path) -> None:
     model.load_state_dict(read.state_dict(), strict=False)  # what it did not quantize, AWQ's norms among it
     for place, module in read.named_modules():
         if place.endswith("_proj"):
-            module.scales = module.scales.float()  # its kernel would round products to f16
-            model.get_submodule(place).weight.data = module.dequantize_weight().T.float().contiguous()
+            module.scales = module.scales.float()  # its kernels would round products to f16
+            decoded = decode_awq(module) if packing == "awq" else module.dequantize_weight()
+            model.get_submodule(place).weight.data = decoded.T.contiguous()
     save_logits(model, out)
+
+
+def decode_awq(module):
+    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
+
+    return dequantize_gemm(module.qweight, module.qzeros, module.scales, module.bits, module.group_size)
 
 
 def texts() -> list:
