@@ -1,14 +1,12 @@
 """A format for each matrix: what four and a half bits buy when they go where they count.
 
-    python examples/mixed_precision_budget.py           # under a minute: rounding to nearest
-    python examples/mixed_precision_budget.py --full    # minutes: GPTQ, more text
+    python examples/mixed_precision_budget.py
 
 One pass forward and one back predict what every matrix costs in every format. Steps that save most KL per byte are
 taken first, so the choices for all budgets are the rungs of one ladder. The prediction is then held against what is
 measured, and both against the same size spent evenly.
 """
 
-import argparse
 from collections import Counter
 
 from headrace.compress.budget import parse_budget
@@ -17,27 +15,23 @@ from headrace.compress.recipe import Recipe
 
 EVEN = "int4-g32"  # 4.5 bits a weight, scales counted
 BUDGETS = ("4.5bits", "5bits")
+JUDGING = Judging(length=64, calibration_texts=2, held_out_texts=2)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true")
-    full = parser.parse_args().full
-    judging = Judging() if full else Judging(length=64, calibration_texts=2, held_out_texts=2)
-    recipe = Recipe(format=EVEN, method="gptq" if full else "rtn")
-
+    recipe = Recipe(format=EVEN, method="rtn")
     source = open_source(None)
-    planner = make_planner(source, recipe, judging)
+    planner = make_planner(source, recipe, JUDGING)
     sizes, costs = planner.ladder.sizes, planner.ladder.costs
     print(f"{len(sizes)} rungs, from {sizes[0] / 1e6:.1f} MB (KL {costs[0]:.3f}) to {sizes[-1] / 1e6:.1f} MB (KL 0)")
 
-    evaluator = make_evaluator(source, judging)
-    even = judged(source, recipe, judging, evaluator)
+    evaluator = make_evaluator(source, JUDGING)
+    even = judged(source, recipe, JUDGING, evaluator)
     print(f"{'':10}{'MB':>8}{'predicted':>12}{'measured KL':>14}")
     print(row(f"all {EVEN}", even, None))
     for text in BUDGETS:
         plan = planner.within(parse_budget(text))
-        outcome = judged(source, plan.recipe, judging, evaluator)
+        outcome = judged(source, plan.recipe, JUDGING, evaluator)
         print(row(text, outcome, plan.kl))
         for kind, formats in by_kind(plan.recipe.mixed).items():
             print(f"    {kind:8} {', '.join(f'{count} × {name}' for name, count in formats.most_common())}")
