@@ -25,12 +25,11 @@ import torch
 from headrace import LLM, SamplingParams
 from headrace.align.alignment import CLIP
 from headrace.align.corpus import texts
-from headrace.compress.export import hf_config
+from headrace.compress.export import hf_config, hf_named
 from headrace.compress.pipeline import Source, open_source, windows, write_folder
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_device import torch_device
 from headrace.llm.config import LLMConfig
-from headrace.models import sources
 from headrace.plan.host import Host
 from headrace.train.data import corpus_sequences
 from headrace.train.loop import TrainingConfig, train
@@ -57,13 +56,13 @@ class Pair:
     def __init__(self, model: GraphModel, llm: LLM, source: Source) -> None:
         self.model, self.llm = model, llm
         self.scores = ServedLogprobs(model, llm.model, LLMConfig(), max_len=LENGTH)
-        self._names = {name: where.name for name, where in sources(source.spec, "hf").items()}
+        self._spec = source.spec
         self._openings = [source.tokenizer.encode(text[:200])[:8] for text in texts("held_out")][:ROLLOUTS]
         self._held_out = windows(source.tokenizer, "held_out", HELD_OUT, LENGTH)
 
     def measure(self) -> dict[str, float]:
         """The gap on what the engine samples from the weights of now, and what it makes of held-out texts."""
-        self.llm.update_weights({self._names[name]: tensor for name, tensor in self.model.weights().items()})
+        self.llm.update_weights(hf_named(self._spec, self.model.weights()))
         self.scores.refresh()
         results = self.llm.generate(self._openings, SAMPLED, use_tqdm=False)
         said = np.array([[entry.logprob for entry in r.outputs[0].logprobs or ()] for r in results], np.float32)

@@ -15,8 +15,8 @@ import time
 import numpy as np
 
 from headrace import LLM, SamplingParams
+from headrace.compress.export import hf_named
 from headrace.llm.loader import open_model
-from headrace.models import sources
 
 
 def main() -> None:
@@ -27,8 +27,7 @@ def main() -> None:
     args = parser.parse_args()
     options = {"max_num_seqs": 4} | ({} if args.model else {"weight_format": "bf16"})
     source = open_model(args.model)
-    names = {name: where.name for name, where in sources(source.spec, "hf").items()}
-    masters = {names[name]: tensor.in_plain("bf16") for name, tensor in source.weights.items()}
+    masters = hf_named(source.spec, {name: tensor.in_plain("bf16") for name, tensor in source.weights.items()})
     matrices = sum(tensor.num_bytes for tensor in masters.values() if len(tensor.shape) == 2)
     with LLM(args.model, **options) as llm:
         stop, at, marks = threading.Event(), [], []

@@ -19,9 +19,9 @@ import torch
 
 from headrace import LLM, SamplingParams
 from headrace.align.corpus import texts
+from headrace.compress.export import hf_named
 from headrace.compress.pipeline import open_source
 from headrace.llm.config import LLMConfig
-from headrace.models import sources
 from headrace.numerics.row_blocks import row_blocks
 from headrace.numerics.schemes import IntegerScheme
 from headrace.train.model import GraphModel
@@ -52,7 +52,6 @@ def main() -> None:
     with LLM(args.model, **options) as llm:
         model = GraphModel(source.graph, llm.model.weights, schemes_of(llm.model.weights))
         served = ServedLogprobs(model, llm.model, LLMConfig.of(options), max_len=LENGTH + 8)
-        names = {name: where.name for name, where in sources(source.spec, "hf").items()}
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         gaps: dict[str, list[np.ndarray]] = defaultdict(list)
         count, began = 0, time.perf_counter()
@@ -79,7 +78,7 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             served.refresh()
-            llm.update_weights({names[name]: tensor for name, tensor in model.weights().items()}, running="recompute")
+            llm.update_weights(hf_named(source.spec, model.weights()), running="recompute")
             print(f"{count} tokens, version {llm.weight_version}, {time.perf_counter() - began:.0f} s", flush=True)
         served.close()
     print(f"\n{count} tokens, {llm.weight_version} versions of the weights")

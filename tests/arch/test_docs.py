@@ -7,7 +7,8 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 STRUCTURE = (ROOT / "docs/structure.md").read_text()
 
 

@@ -143,9 +143,8 @@ def align(
     Raises InvalidRequestError if they do not share a vocabulary, for causes between sides that have no settings to
     take back, and for tasks put to a side that cannot be scored; and as the sides do.
     """
-    subjects = (a, b) if isinstance(a, Subject) and isinstance(b, Subject) else None
-    if by_cause and subjects is None:
-        raise InvalidRequestError("Only headrace's own settings can be taken back.", "Leave --causes out.")
+    if by_cause:
+        _check_subjects(a, b)
     if questions is not None:
         check_scorable(a)
         check_scorable(b)
@@ -156,7 +155,7 @@ def align(
     nodes = _nodes(opened_a, opened_b, tokens[0])
     first = next((node.name for node in nodes if node.own > threshold), None)
     divergence = summarize(found)
-    causes = tuple(_causes(*subjects, base, tokens, divergence)) if by_cause and subjects else ()
+    causes = tuple(find_causes(a, b, tokens, divergence, base=base)) if by_cause else ()
     tasks = None
     if questions is not None:
         scores_a, scores_b = (score(opened, questions, progress=progress) for opened in (opened_a, opened_b))
@@ -167,6 +166,40 @@ def align(
         if isinstance(side, OpenServer)
     )
     return Alignment(a.title, b.title, divergence, _policy(found), nodes, first, causes, unknown, tasks)
+
+
+def find_causes(
+    a: Side,
+    b: Side,
+    tokens: Sequence[Sequence[int]],
+    divergence: Divergence,
+    *,
+    base: Sequence[Scores] | None = None,
+) -> list[Cause]:
+    """Each difference between A and B taken back by itself, that is B with A's setting: most explained first.
+
+    Args:
+        tokens: the texts that `divergence` was found on.
+        divergence: of A and B, as `align` gives it.
+        base: what A says of the texts; None: to be computed.
+
+    Raises InvalidRequestError for sides that have no settings to take back.
+    """
+    a, b = _check_subjects(a, b)
+    base = list(open_side(a).scores(tokens)) if base is None else base
+    whole = divergence.logprob_delta_mean
+    causes = []
+    for names in SETTINGS:
+        taken, given = ({name: getattr(subject, name) for name in names} for subject in (a, b))
+        if taken == given or (a.executor != b.executor and names[0] in WITH_EXECUTOR):
+            continue
+        along = WITH_EXECUTOR if names == ("executor",) else ()
+        swapped = replace(b, **taken, **{name: getattr(a, name) for name in along})
+        left = summarize(_compared(base, open_side(swapped), tokens)).logprob_delta_mean
+        explains = 1 - left / whole if whole > 0 else 0.0
+        said = [" of ".join(str(value) for value in values.values() if value != "*") for values in (taken, given)]
+        causes.append(Cause(names[0], *said, left, explains))
+    return sorted(causes, key=lambda cause: -cause.explains)
 
 
 def compare_all(
@@ -214,27 +247,10 @@ def _policy(found: Sequence[TokenDivergence]) -> PolicyGap:
     )
 
 
-def _causes(
-    a: Subject,
-    b: Subject,
-    base: Sequence[Scores],
-    tokens: Sequence[Sequence[int]],
-    divergence: Divergence,
-) -> list[Cause]:
-    """Each difference taken back by itself: B with A's setting."""
-    whole = divergence.logprob_delta_mean
-    causes = []
-    for names in SETTINGS:
-        taken, given = ({name: getattr(subject, name) for name in names} for subject in (a, b))
-        if taken == given or (a.executor != b.executor and names[0] in WITH_EXECUTOR):
-            continue
-        along = WITH_EXECUTOR if names == ("executor",) else ()
-        swapped = replace(b, **taken, **{name: getattr(a, name) for name in along})
-        left = summarize(_compared(base, open_side(swapped), tokens)).logprob_delta_mean
-        explains = 1 - left / whole if whole > 0 else 0.0
-        said = [" of ".join(str(value) for value in values.values() if value != "*") for values in (taken, given)]
-        causes.append(Cause(names[0], *said, left, explains))
-    return sorted(causes, key=lambda cause: -cause.explains)
+def _check_subjects(a: Side, b: Side) -> tuple[Subject, Subject]:
+    if isinstance(a, Subject) and isinstance(b, Subject):
+        return a, b
+    raise InvalidRequestError("Only headrace's own settings can be taken back.", "Leave --causes out.")
 
 
 def _check_vocabularies(a: OpenSide, b: OpenSide) -> None:

@@ -21,18 +21,24 @@ from headrace.text.tokenizer import Tokenizer
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
-def hf_tensors(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
-    """Parameters by their Hugging Face names, as such checkpoints hold them.
-
-    Plain ones become bf16: matrices rounded, vectors only if that is exact, else they stay f32.
-    """
+def hf_named(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """Parameters by their Hugging Face names, in the number formats they have: what ``update_weights`` takes."""
     found = {}
     for name, source in sources(spec, "hf").items():
         tensor = weights[name]
         if source.transform is Transform.ADD_ONE:
             tensor = RawTensor.from_f32(tensor.to_f32() - np.float32(1))
-        found[source.name] = tensor if _is_quantized(tensor) else _plain(tensor)
+        found[source.name] = tensor
     return found
+
+
+def hf_tensors(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+    """Parameters by their Hugging Face names, as such checkpoints hold them.
+
+    Plain ones become bf16: matrices rounded, vectors only if that is exact, else they stay f32.
+    """
+    named = hf_named(spec, weights)
+    return {name: tensor if _is_quantized(tensor) else _plain(tensor) for name, tensor in named.items()}
 
 
 def hf_name(spec: ModelSpec, name: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from headrace.formats.module_patterns import check_ignored, matches_components
-from headrace.formats.quantization_config import group_size, texts
+from headrace.formats.quantization_config import AUTO_ROUND, group_size, texts
 from headrace.formats.quantized_module import FLOATS, Parts, QuantizedModule, stored_quantized, transcoded
 from headrace.formats.weight_parts import codes_in, integer_layout
 from headrace.models.config import Config
@@ -33,9 +33,11 @@ def read_awq(config: Config, modules: Mapping[str, Parts]) -> dict[str, RawTenso
     """
     config.require("bits", 4)
     config.require("version", "gemm", "GEMM")
-    config.require("zero_point", True)
+    config.require("zero_point", True, False)  # either way zero points are stored: AutoRound says false of equal ones
     size = group_size(config)
-    config.skip("quant_method", "backend", "do_fuse", "fuse_max_seq_len", "exllama_config", "modules_to_fuse")
+    config.skip(
+        "quant_method", "backend", "do_fuse", "fuse_max_seq_len", "exllama_config", "modules_to_fuse", *AUTO_ROUND
+    )
     scheme = f"AWQ, 4 bits, {f'groups of {size}' if size else 'whole rows'}"
     quantized = stored_quantized(modules, PARTS)
     spared = texts(config, "modules_to_not_convert")

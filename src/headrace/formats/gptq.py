@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from headrace.base.errors import CheckpointError, UnsupportedModelError
-from headrace.formats.quantization_config import group_size
+from headrace.formats.quantization_config import AUTO_ROUND, group_size
 from headrace.formats.quantized_module import FLOATS, Parts, QuantizedModule, stored_quantized, transcoded
 from headrace.formats.weight_parts import codes_in, integer_layout, transposed_words
 from headrace.models.config import Config
@@ -22,11 +22,11 @@ from headrace.numerics.tensor import RawTensor
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 _WITHOUT_EFFECT = (
-    "quant_method", "sym", "damp_percent", "damp_auto_increment", "true_sequential", "static_groups", "lm_head",
-    "model_name_or_path", "model_file_base_name", "is_marlin_format", "quantizer", "meta", "dataset", "tokenizer",
-    "modules_in_block_to_quantize", "batch_size", "cache_block_outputs", "use_cuda_fp16", "use_exllama",
-    "max_input_length", "exllama_config", "backend", "block_name_to_quantize", "module_name_preceding_first_block",
-    "model_seqlen", "pad_token_id",
+    "quant_method", "method", "format", "damp_percent", "damp_auto_increment", "true_sequential", "static_groups",
+    "lm_head", "model_name_or_path", "model_file_base_name", "is_marlin_format", "quantizer", "meta", "dataset",
+    "tokenizer", "modules_in_block_to_quantize", "batch_size", "cache_block_outputs", "use_cuda_fp16", "use_exllama",
+    "max_input_length", "exllama_config", "backend", "module_name_preceding_first_block", "model_seqlen",
+    "pad_token_id", *AUTO_ROUND,
 )  # fmt: skip
 """How the model was quantized, or how others shall run it. Zero points are stored whether ``sym`` or not."""
 
@@ -40,8 +40,9 @@ def read_gptq(config: Config, modules: Mapping[str, Parts]) -> dict[str, RawTens
     """
     config.require("bits", 4, 8)
     bits, size, ordered = config.positive("bits"), group_size(config), config.boolean("desc_act", False)
-    config.require("checkpoint_format", "gptq", "gptq_v2")
-    version = 2 if config.text("checkpoint_format", "gptq") == "gptq_v2" else 1
+    stated = "checkpoint_format" if config.has("checkpoint_format") else "format"  # GPTQModel says both
+    config.require(stated, "gptq", "gptq_v2")
+    version = 2 if config.text(stated, "gptq") == "gptq_v2" else 1
     config.require("pack_dtype", "int32")
     if "dynamic" in config.unread():
         raise UnsupportedModelError(

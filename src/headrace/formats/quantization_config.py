@@ -2,6 +2,12 @@
 
 from headrace.models.config import Config
 
+AUTO_ROUND = (
+    "autoround_version", "provider", "data_type", "packing_format", "block_name_to_quantize", "to_quant_block_names",
+    "enable_quanted_input", "iters", "sym",
+)  # fmt: skip
+"""What AutoRound adds to others' configs: how it came to the weights, and how others shall run them."""
+
 
 def group_size(config: Config) -> int | None:
     """Values under one scale; None for whole rows, which configs call -1 or do not mention."""

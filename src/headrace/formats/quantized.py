@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace.base.errors import CheckpointError, UnsupportedModelError
-from headrace.formats import awq, compressed_tensors, float8_blocks, gptq, modelopt
+from headrace.formats import auto_round, awq, compressed_tensors, float8_blocks, gptq, modelopt
 from headrace.formats.quantized_module import DO_NOT_MATCH, Parts, modules_in
 from headrace.formats.safetensors import read_json_object
 from headrace.models.config import Config
@@ -18,6 +18,7 @@ _READERS: Mapping[str, tuple[_Reader, tuple[str, ...]]] = {
     "compressed-tensors": (compressed_tensors.read_compressed_tensors, compressed_tensors.PARTS),
     "gptq": (gptq.read_gptq, gptq.PARTS),
     "awq": (awq.read_awq, awq.PARTS),
+    "auto-round": (auto_round.read_auto_round, auto_round.PARTS),
     "fp8": (float8_blocks.read_float8_blocks, float8_blocks.PARTS),
     "modelopt": (modelopt.read_modelopt, modelopt.PARTS),
 }

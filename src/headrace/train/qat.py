@@ -59,8 +59,15 @@ class QatConfig:
 
 @dataclass(frozen=True, slots=True)
 class QatResult:
-    """Against the source model, on held-out texts: rounding its weights to nearest, and training first."""
+    """What came of it.
 
+    Attributes:
+        model: the masters, in f32; what was written is their rounding.
+        nearest, trained: against the source model, on held-out texts: rounding its weights to nearest, and training
+            first.
+    """
+
+    model: GraphModel
     nearest: Divergence
     trained: Divergence
 
@@ -106,6 +113,7 @@ def train_qat(
     evaluator = make_evaluator(source, judging)
     trained = packed(model.weights(), schemes)
     result = QatResult(
+        model=model,
         nearest=evaluator.compare(packed(source.weights, schemes)).divergence,
         trained=evaluator.compare(trained).divergence,
     )

@@ -37,6 +37,28 @@ def refused(folder, *named, kind=CheckpointError):
     return caught.value
 
 
+def auto_round_parts():
+    parts, config, values = gptq_parts()
+    return parts, auto_round_config(config), values
+
+
+def auto_round_config(config, **changes):
+    """As AutoRound 0.16 says it of its own format."""
+    return {
+        "quant_method": "auto-round",
+        "autoround_version": "0.16.1",
+        "bits": config["bits"],
+        "block_name_to_quantize": "model.layers",
+        "data_type": "int",
+        "enable_quanted_input": False,
+        "group_size": config["group_size"],
+        "iters": 200,
+        "packing_format": "auto_round:auto_gptq",
+        "sym": True,
+        **changes,
+    }
+
+
 def assert_reads_as(folder, values, number_format):
     checkpoint = open_checkpoint(folder)
     assert sorted(checkpoint.tensors) == sorted([*PLAIN, f"{MODULE}.weight"])
@@ -60,6 +82,30 @@ class TestReading:
     def test_gptq(self, tmp_path, bits, version, g_idx):
         parts, config, values = gptq_parts(bits=bits, version=version, g_idx=g_idx)
         assert_reads_as(write(tmp_path, parts, config), values, f"uint{bits}_g32_f16")
+
+    def test_gptq_whose_version_stands_under_format(self, tmp_path):
+        parts, config, values = gptq_parts(version=2)
+        config["format"] = config.pop("checkpoint_format")
+        assert_reads_as(write(tmp_path, parts, config), values, "uint4_g32_f16")
+
+    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize(
+        ("packing", "version"), [("auto_round:auto_gptq", 1), ("auto_round", 2), ("auto_round:gptqmodel", 2)]
+    )
+    def test_auto_round(self, tmp_path, caplog, bits, packing, version):
+        parts, config, values = gptq_parts(bits=bits, version=version, g_idx=False)
+        folder = write(tmp_path, parts, auto_round_config(config, packing_format=packing))
+        assert_reads_as(folder, values, f"uint{bits}_g32_f16")
+        assert "without effect" not in caplog.text
+
+    @pytest.mark.parametrize("zero_point", [True, False])  # AutoRound says false where zero points are all the same
+    def test_awq_by_auto_round(self, tmp_path, zero_point):
+        parts, config = awq_parts(np.random.default_rng(0))
+        expected = open_checkpoint(write(tmp_path / "awq", parts, config)).tensors[f"{MODULE}.weight"].to_f32()
+        config["zero_point"] = zero_point
+        assert_reads_as(write(tmp_path / "auto_awq", parts, config), expected, "uint4_g32_f16")
+        own = auto_round_config(config, packing_format="auto_round:auto_awq")
+        assert_reads_as(write(tmp_path / "auto_round", parts, own), expected, "uint4_g32_f16")
 
     @pytest.mark.parametrize(
         ("algorithm", "name"),
@@ -287,6 +333,28 @@ class TestGptqLies:
             tensor.to_f32()
 
 
+class TestAutoRoundLies:
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [
+            ("packing_format", "auto_round:llm_compressor"),
+            ("data_type", "mx_fp"),
+            ("bits", 2),
+            ("extra_config", {MODULE: {"bits": 8}}),
+            ("extra_config", {MODULE: {"group_size": 64}}),
+        ],
+    )
+    def test_what_is_not_read(self, tmp_path, key, value):
+        parts, config, _ = gptq_parts(g_idx=False)
+        changed = auto_round_config(config, **{key: value})
+        refused(write(tmp_path, parts, changed), key, kind=UnsupportedModelError)
+
+    def test_modules_that_were_left(self, tmp_path):
+        parts, config, values = gptq_parts(g_idx=False)
+        left = auto_round_config(config, extra_config={"lm_head": {"bits": 16, "data_type": "float"}})
+        assert_reads_as(write(tmp_path, parts, left), values, "uint4_g32_f16")
+
+
 @pytest.mark.parametrize("algorithm", ["INT8", "MIXED_PRECISION", None])
 def test_modelopt_algorithms_that_are_not_read(tmp_path, algorithm):
     parts, config, _ = modelopt_parts("FP8")
@@ -316,6 +384,7 @@ def test_a_plain_folder_with_another_tools_file(tmp_path):
 
 
 MAKERS = {
+    "auto-round": auto_round_parts,
     "compressed-tensors": compressed_tensors_parts,
     "gptq": gptq_parts,
     "modelopt": lambda: modelopt_parts("NVFP4"),

@@ -11,6 +11,7 @@ from headrace import LLM, SamplingParams
 from headrace.align.forced import forced_logits
 from headrace.base.errors import CheckpointError, InvalidRequestError
 from headrace.cli.main import main
+from headrace.compress.export import hf_named
 from headrace.compress.pipeline import Judging
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_executor import TorchExecutor
@@ -154,6 +155,10 @@ def test_the_whole_of_it_is_served_and_refits_a_running_model(tmp_path):
         llm.update_weights(tmp_path / "out")
         output = llm.generate("abc", greedy)[0].outputs[0]
         assert (output.token_ids, set(output.weight_versions)) == (expected, {1})
+        update = llm.update_weights(hf_named(llm.model.spec, result.model.weights()))
+        assert update.requantized == len(config.recipe.schemes(result.model.graph))
+        output = llm.generate("abc", greedy)[0].outputs[0]
+        assert (output.token_ids, set(output.weight_versions)) == (expected, {2}), "masters round to what was written"
 
 
 def test_the_command(tmp_path, capsys):
