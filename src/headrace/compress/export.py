@@ -14,17 +14,19 @@ from headrace.llm.text_side import load_text
 from headrace.models import load_spec, sources
 from headrace.models.sources import Transform
 from headrace.models.spec import ModelSpec
+from headrace.numerics.bitfields import Bytes
 from headrace.numerics.formats import FORMATS
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
+_ROWS = 1024  # of a matrix, rounded at once
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
 def hf_tensors(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Parameters by their Hugging Face names, as such checkpoints hold them.
 
-    Plain ones become bf16: matrices rounded, vectors only if that is exact, else they stay f32.
+    Plain ones become bf16: matrices rounded when they are read, vectors only if that is exact, else they stay f32.
     """
     found = {}
     for name, source in sources(spec, "hf").items():
@@ -101,7 +103,20 @@ def _is_quantized(tensor: RawTensor) -> bool:
 
 
 def _plain(tensor: RawTensor) -> RawTensor:
+    if tensor.format.name == "bf16":
+        return tensor
+    if len(tensor.shape) == 2:
+        return RawTensor(FORMATS["bf16"], tensor.shape, lambda: _in_bf16(tensor))
     rounded = tensor.in_plain("bf16")
-    if len(tensor.shape) == 1 and not np.array_equal(rounded.to_f32(), tensor.to_f32()):
-        return tensor.in_plain("f32")
-    return rounded
+    return rounded if np.array_equal(rounded.to_f32(), tensor.to_f32()) else tensor.in_plain("f32")
+
+
+def _in_bf16(tensor: RawTensor) -> Bytes:
+    """The bytes of a matrix rounded to bf16, some rows at a time: f32 of a whole embedding would be the largest of all
+    that quantization holds."""
+    plain = RawTensor(tensor.format, tensor.shape, tensor.data)
+    found = np.empty((tensor.shape[0], 2 * tensor.shape[1]), np.uint8)
+    for begin in range(0, len(found), _ROWS):
+        chosen = slice(begin, begin + _ROWS)
+        found[chosen] = plain.rows(chosen).in_plain("bf16").data
+    return found

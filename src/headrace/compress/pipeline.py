@@ -114,11 +114,12 @@ def judged(
     recipe: Recipe,
     judging: Judging,
     evaluator: Evaluator,
+    folder: Path,
     *,
-    store: Store | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Quantize by a recipe, and put the outcome beside the source."""
+    """Quantize by a recipe, and put the outcome, whose matrices lie in `folder`, beside the source."""
+    store = Store(folder, _identity(source, recipe, judging))
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
     evaluation = evaluator.compare(quantized.weights, activation=recipe.activation)
@@ -133,10 +134,10 @@ def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
     return Planner(source.spec, source.graph, source.weights, recipe, ids)
 
 
-def make_evaluator(source: Source, judging: Judging) -> Evaluator:
-    """Over the held-out texts."""
+def make_evaluator(source: Source, judging: Judging, folder: Path | None = None) -> Evaluator:
+    """Over the held-out texts; see `Evaluator` for the folder."""
     ids = windows(source.tokenizer, "held_out", judging.held_out_texts, judging.length)
-    return Evaluator(source.graph, source.weights, ids.tolist())
+    return Evaluator(source.graph, source.weights, ids.tolist(), folder)
 
 
 def quantize_model(
@@ -173,7 +174,7 @@ def quantize_model(
         if recipe.is_gguf:
             refuse_unheld({name: tensor for name, tensor in source.weights.items() if name not in schemes})
     work = target.parent / f".{target.name}.work"
-    evaluator = make_evaluator(source, judging)
+    evaluator = make_evaluator(source, judging, target.parent)
     planned, outcome = _made(source, recipe, judging, evaluator, aim, work, progress)
     blame = _blame(source, outcome, evaluator)
     if exceeded := judging.thresholds.exceeded(outcome.evaluation.divergence):
@@ -239,8 +240,7 @@ def _made(
     apart, so that a run that was stopped repeats none."""
 
     def make(recipe: Recipe, folder: Path) -> Outcome:
-        store = Store(folder, _identity(source, recipe, judging))
-        return judged(source, recipe, judging, evaluator, store=store, progress=progress)
+        return judged(source, recipe, judging, evaluator, folder, progress=progress)
 
     if aim is None:
         return None, make(recipe, work)
