@@ -164,14 +164,15 @@ def _compare(args: argparse.Namespace, judging: "Judging") -> int:
 
 
 def _table_of(args: argparse.Namespace, judging: "Judging", folder: Path) -> int:
+    from headrace.compress.export import folder_bytes
     from headrace.compress.gate import decode_speed
-    from headrace.compress.pipeline import judged, make_evaluator, open_source, stored_bytes
+    from headrace.compress.pipeline import judged, make_evaluator, open_source
 
     source = open_source(args.model)
     recipes = _recipes(args, source, judging)
     evaluator = make_evaluator(source, judging, folder)
     head = ("recipe", "MB", "predicted", "mean KL", "p99 KL", "same top 1", "perplexity", "tokens/s")
-    rows = [("source", f"{stored_bytes(source.spec, source.weights) / 1e6:.1f}", "", "", "", "", "", "")]
+    rows = [("source", f"{folder_bytes(source.spec, source.weights, {}) / 1e6:.1f}", "", "", "", "", "", "")]
     for recipe, predicted in recipes:
         outcome = judged(source, recipe, judging, evaluator, folder / str(len(rows)))
         found = outcome.evaluation.divergence

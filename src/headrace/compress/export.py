@@ -1,7 +1,7 @@
 """A model as a Hugging Face folder: names, config and text files, whatever it came from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from headrace.base.errors import UnsupportedModelError
 from headrace.formats.checkpoint import Checkpoint
+from headrace.formats.compressed_tensors_writer import stored_bytes
 from headrace.formats.model_folder import companions
 from headrace.llm.text_side import load_text
 from headrace.models import load_spec, sources
@@ -16,6 +17,7 @@ from headrace.models.sources import Transform
 from headrace.models.spec import ModelSpec
 from headrace.numerics.bitfields import Bytes
 from headrace.numerics.formats import FORMATS
+from headrace.numerics.schemes import GgufScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
@@ -35,6 +37,27 @@ def hf_tensors(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, R
             tensor = RawTensor.from_f32(tensor.to_f32() - np.float32(1))
         found[source.name] = tensor if _is_quantized(tensor) else _plain(tensor)
     return found
+
+
+def folder_bytes(
+    spec: ModelSpec, weights: Mapping[str, RawTensor], schemes: Mapping[str, Scheme], *, without: Sequence[str] = ()
+) -> int:
+    """Of all tensors in the files of the folder that `write_compressed_tensors` makes.
+
+    Args:
+        schemes: of the parameters that are quantized by them; others that are quantized already count as they are.
+        without: parameters that do not count.
+    """
+    left_out = {hf_name(spec, name) for name in without}
+    by_name = {hf_name(spec, name): scheme for name, scheme in schemes.items()}
+    total = 0
+    for name, tensor in hf_tensors(spec, weights).items():
+        if name in left_out:
+            continue
+        scheme = by_name.get(name)
+        assert not isinstance(scheme, GgufScheme), "a folder's scheme"
+        total += tensor.num_bytes if scheme is None else stored_bytes(tensor, scheme)
+    return total
 
 
 def hf_name(spec: ModelSpec, name: str) -> str:

@@ -77,17 +77,25 @@ def gptq(
     return Groups(nearest.layout, stored, nearest.scales, nearest.zeros, nearest.minima)
 
 
-def remaining_errors(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+def remaining_errors(hessian: Tensor, met: Tensor, damping: float = DAMPING) -> Tensor:
     """What a squared rounding error of one in each column costs once the columns behind have made up for it.
 
-    Where errors of columns do not depend on each other, the outputs' expected squared error is the sum of these times
-    the columns' squared errors. Float64 ``[in]``, in the matrix's order; at most the (damped) Hessian's diagonal,
-    which it would cost without making up.
+    With U the upper Cholesky factor of the inverse Hessian, GPTQ leaves a row off by e U, where column i was rounded by
+    an error e_i U_ii. Where these do not depend on each other, the outputs' expected squared error over inputs of
+    second moment M is the sum of the columns' squared errors times (U M Uᵀ)_ii / U_ii².
+
+    Args:
+        hessian: ``[in, in]``, of the inputs that GPTQ is fitted to.
+        met: ``[in, in]``, the mean of x xᵀ over inputs that the matrix then meets. If these are the same, errors look
+            far smaller than they are on others: there is one free value per column to fit.
+
+    Returns:
+        float64 ``[in]``, in the matrix's order.
     """
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     upper = _inverse_factor(hessian[order][:, order], damping)
     found = torch.empty(len(order), dtype=torch.double)
-    found[order] = upper.diagonal() ** -2
+    found[order] = ((upper @ met[order][:, order].double()) * upper).sum(1) / upper.diagonal().square()
     return found
 
 

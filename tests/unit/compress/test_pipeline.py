@@ -15,7 +15,8 @@ from headrace.compress.pipeline import GateError, Judging, open_source, quantize
 from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
-from headrace.formats.checkpoint import open_checkpoint
+from headrace.executors.native_weights import planned_bytes
+from headrace.formats.safetensors import read_safetensors
 from tests.support.tiny_model import write_model
 
 ANYTHING = Thresholds(kl=None, flips=None, perplexity=None)
@@ -59,8 +60,33 @@ def test_the_folder_is_served_as_the_torch_executor_reads_it(model, tmp_path, re
     held = json.loads((tmp_path / "out/card.json").read_text())
     assert held["evaluation"]["divergence"]["kl_mean"] == card.evaluation.divergence.kl_mean > 0
     assert (tmp_path / "out/card.md").read_text() == card.to_markdown()
-    stored = sum(tensor.num_bytes for tensor in open_checkpoint(tmp_path / "out").tensors.values())
-    assert card.quantized_bytes == stored
+    stored = read_safetensors(tmp_path / "out/model.safetensors")
+    assert card.quantized_bytes == sum(tensor.num_bytes for tensor in stored.values())
+    served = open_source(str(tmp_path / "out"))
+    assert card.quantized_memory == planned_bytes(served.graph, served.weights, None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        ("int4-g32", 4 + 16 / 32),
+        ("int4-g32-asym", 4 + (16 + 4) / 32),  # the zero point has 8 bits in memory
+        ("int8-g32-asym", 8 + (16 + 8) / 32),
+        ("mxfp4", 4 + 8 / 32),
+        ("nvfp4", 4 + 8 / 16),  # the scale has 32 bits in memory
+        ("fp8-channel", 8 + 32 / 64),
+    ],
+)
+def test_the_card_counts_bits_as_the_file_holds_them(model, tmp_path, name, bits):
+    card = quantized(model, tmp_path / "out", Recipe(format=name, ignore=("*.down.*",)))
+    stored = read_safetensors(tmp_path / "out/model.safetensors")
+    plain = [tensor for key, tensor in stored.items() if key.endswith(".weight") and tensor.format.name != "f8_e4m3"]
+    parts = sum(tensor.num_bytes for tensor in stored.values()) - sum(tensor.num_bytes for tensor in plain)
+    graph = open_source(model).graph
+    chosen = [name for name in graph.linear_matrices if "down" not in name and name not in graph.logits_params]
+    num_weights = sum(graph.params[name].shape[0] * graph.params[name].shape[1] for name in chosen)
+    assert card.bits_per_weight == pytest.approx(8 * parts / num_weights)
+    assert bits <= card.bits_per_weight < bits + 0.1  # a few bytes a matrix: its shape, its divisor
 
 
 @pytest.mark.parametrize(
