@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.base.heap import give_back
 from headrace.compress.gptq import remaining_errors
 from headrace.compress.recipe import PLAIN
 from headrace.executors.native_quantize import quantize_tensor
@@ -70,6 +71,8 @@ def measure_options(
     for text in torch.from_numpy(token_ids.astype(np.int64)).split(1):
         logits = run_sequences(graph, text, importance.visit, checkpointed=True)
         logits.backward(_drawn_gradient(logits.detach(), generator))  # type: ignore[no-untyped-call]
+        del logits
+        give_back()
     found = {}
     for node in graph.nodes:
         parts = node.params[: node.integer("parts")] if node.op == "linear" else ()
@@ -147,6 +150,7 @@ class _Errors:
             for name, value in zip(node.params[: node.integer("parts")], values, strict=False):
                 if name in self._formats and name not in self.of_matrix:
                     self.of_matrix[name] = self._errors_of(name, value, *self._moments_of(node.inputs[0], inputs[0]))
+                    give_back()
         return values
 
     def _moments_of(self, name: str, inputs: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -67,26 +67,24 @@ def test_the_folder_is_served_as_the_torch_executor_reads_it(model, tmp_path, re
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"),
+    ("name", "bits", "of_matrix"),
     [
-        ("int4-g32", 4 + 16 / 32),
-        ("int4-g32-asym", 4 + (16 + 4) / 32),  # the zero point has 8 bits in memory
-        ("int8-g32-asym", 8 + (16 + 8) / 32),
-        ("mxfp4", 4 + 8 / 32),
-        ("nvfp4", 4 + 8 / 16),  # the scale has 32 bits in memory
-        ("fp8-channel", 8 + 32 / 64),
+        ("int4-g32", 4 + 16 / 32, 128),  # its shape, two numbers of 64 bits
+        ("int4-g32-asym", 4 + (16 + 4) / 32, 128),  # the zero point has 8 bits in memory
+        ("int8-g32-asym", 8 + (16 + 8) / 32, 128),
+        ("mxfp4", 4 + 8 / 32, 0),
+        ("nvfp4", 4 + 8 / 16, 32),  # the scale has 32 bits in memory; here a divisor
     ],
 )
-def test_the_card_counts_bits_as_the_file_holds_them(model, tmp_path, name, bits):
-    card = quantized(model, tmp_path / "out", Recipe(format=name, ignore=("*.down.*",)))
+def test_the_card_counts_bits_as_the_file_holds_them(model, tmp_path, name, bits, of_matrix):
+    card = quantized(model, tmp_path / "out", Recipe(format=name))
+    matrices = open_source(model).graph
+    shapes = [matrices.params[each].shape for each in matrices.linear_matrices if each not in matrices.logits_params]
+    num_weights = sum(rows * features for rows, features in shapes)
+    assert card.bits_per_weight == pytest.approx(bits + of_matrix * len(shapes) / num_weights)
     stored = read_safetensors(tmp_path / "out/model.safetensors")
-    plain = [tensor for key, tensor in stored.items() if key.endswith(".weight") and tensor.format.name != "f8_e4m3"]
-    parts = sum(tensor.num_bytes for tensor in stored.values()) - sum(tensor.num_bytes for tensor in plain)
-    graph = open_source(model).graph
-    chosen = [name for name in graph.linear_matrices if "down" not in name and name not in graph.logits_params]
-    num_weights = sum(graph.params[name].shape[0] * graph.params[name].shape[1] for name in chosen)
-    assert card.bits_per_weight == pytest.approx(8 * parts / num_weights)
-    assert bits <= card.bits_per_weight < bits + 0.1  # a few bytes a matrix: its shape, its divisor
+    parts = (tensor for key, tensor in stored.items() if not key.endswith(".weight"))
+    assert card.bits_per_weight == pytest.approx(8 * sum(tensor.num_bytes for tensor in parts) / num_weights)
 
 
 @pytest.mark.parametrize(
