@@ -16,7 +16,7 @@ from headrace.compress.recipe import SCALE_MOVING, Recipe
 from headrace.compress.smoothquant import smooth_factors
 from headrace.compress.store import Store
 from headrace.executors.native_quantize import quantize_tensor
-from headrace.executors.torch_sequences import run_sequences, tokens_only
+from headrace.executors.torch_sequences import as_tensor, decoded, run_sequences, tokens_only, used_rows
 from headrace.graph.ir import Graph, Node
 from headrace.numerics.gguf_blocks import gguf_tensor
 from headrace.numerics.schemes import GgufScheme, IntegerScheme, Nvfp4Scheme, Scheme
@@ -84,13 +84,13 @@ def quantize_weights(
         CheckpointError: a matrix to quantize holds NaNs or infinities; names it.
     """
     schemes = recipe.schemes(graph)
-    used, places = np.unique(token_ids, return_inverse=True)
+    used, places = used_rows(token_ids)
     run = _Pass(graph, weights, schemes, recipe.method, used, store, progress, anchored)
     with torch.inference_mode():
         output = graph.node(graph.output)
         has_logits = not schemes.keys().isdisjoint(output.params)
         walked = _without_output(graph) if has_logits else tokens_only(graph)
-        last = run_sequences(walked, torch.from_numpy(places.reshape(token_ids.shape)), run.visit)
+        last = run_sequences(walked, places, run.visit)
         if has_logits:
             run.visit(output, [last])
     return Quantized({**weights, **run.changed}, run.schemes, tuple(run.rounded))
@@ -131,11 +131,11 @@ class _Pass:
                 if name in self._schemes and all(rounded.name != name for rounded in self.rounded):
                     self._round(name, node.inputs[0], inputs[0])
         if node.op == "embed":
-            return [_writable(self._weights[name].rows(self._used).to_f32()) for name in node.params]
+            return decoded(self._weights, node, self._used)
         return [self._value(name) for name in node.params]
 
     def _value(self, name: str) -> Tensor:
-        return _writable((self.changed.get(name) or self._weights[name]).to_f32())
+        return as_tensor(self.changed.get(name) or self._weights[name])
 
     def _round(self, name: str, input_name: str, inputs: Tensor) -> None:
         start = time.perf_counter()
@@ -218,7 +218,3 @@ def _without_output(graph: Graph) -> Graph:
     names = {name for node in nodes for name in node.params}
     params = {name: param for name, param in graph.params.items() if name in names}
     return Graph(tuple(nodes), params, output.inputs[0])
-
-
-def _writable(values: np.ndarray) -> Tensor:
-    return torch.from_numpy(values if values.flags.writeable else values.copy())

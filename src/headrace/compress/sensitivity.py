@@ -17,7 +17,7 @@ from headrace.base.heap import give_back
 from headrace.compress.gptq import remaining_errors
 from headrace.compress.recipe import PLAIN
 from headrace.executors.native_quantize import quantize_tensor
-from headrace.executors.torch_sequences import run_sequences, tokens_only
+from headrace.executors.torch_sequences import decoded, run_sequences, tokens_only, used_rows
 from headrace.formats.compressed_tensors_writer import stored_bytes
 from headrace.graph.ir import Graph, Node
 from headrace.numerics.row_blocks import groups_in, row_blocks
@@ -65,11 +65,13 @@ def measure_options(
     errors = _Errors(graph, weights, formats, 0 if fitted is None else fitted.size)
     importance = _Importance(graph, weights)
     together = token_ids if fitted is None else np.concatenate([fitted, token_ids])
+    errors.used, places = used_rows(together)
     with torch.inference_mode():
-        run_sequences(tokens_only(graph), torch.from_numpy(together.astype(np.int64)), errors.visit)
+        run_sequences(tokens_only(graph), places, errors.visit)
     generator = torch.Generator().manual_seed(0)
-    for text in torch.from_numpy(token_ids.astype(np.int64)).split(1):
-        logits = run_sequences(graph, text, importance.visit, checkpointed=True)
+    for text in token_ids:
+        importance.used, places = used_rows(text[None])
+        logits = run_sequences(graph, places, importance.visit, checkpointed=True)
         logits.backward(_drawn_gradient(logits.detach(), generator))  # type: ignore[no-untyped-call]
         del logits
         give_back()
@@ -96,21 +98,18 @@ def _drawn_gradient(logits: Tensor, generator: torch.Generator) -> Tensor:
     return found.scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=found.dtype))
 
 
-def _values(weights: Mapping[str, RawTensor], node: Node) -> list[Tensor]:
-    return [torch.from_numpy(np.array(weights[name].to_f32())) for name in node.params]
-
-
 class _Importance:
     """How much outputs matter: the sum over texts of their mean squared gradients, by the name of the linear node."""
 
     def __init__(self, graph: Graph, weights: Mapping[str, RawTensor]) -> None:
         self._graph, self._weights = graph, weights
+        self.used: np.ndarray = np.empty(0, np.int64)
         self._hooked: set[str] = set()
         self.of_node: dict[str, Tensor] = {}
 
     def visit(self, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Look at what `node` reads. Called a second time when a layer is computed again for its gradients."""
-        values = _values(self._weights, node)
+        values = decoded(self._weights, node, self.used)
         if node.op == "embed":
             self._hooked.clear()  # another text begins
             values[0].requires_grad_()  # so that there are gradients behind it; its own is not looked at
@@ -140,12 +139,13 @@ class _Errors:
         num_fitted: int,
     ) -> None:
         self._graph, self._weights, self._formats, self._num_fitted = graph, weights, formats, num_fitted
+        self.used: np.ndarray = np.empty(0, np.int64)
         self._moments: tuple[str, Tensor, Tensor | None] | None = None
         self.of_matrix: dict[str, dict[str, tuple[int, Tensor]]] = {}
 
     def visit(self, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Measure the matrices that `node` multiplies with."""
-        values = _values(self._weights, node)
+        values = decoded(self._weights, node, self.used)
         if node.op == "linear":
             for name, value in zip(node.params[: node.integer("parts")], values, strict=False):
                 if name in self._formats and name not in self.of_matrix:
