@@ -93,14 +93,21 @@ def divergence_of(reference: Float32, other: Float32, token_ids: Sequence[int]) 
         reference, other: float32 ``[n, vocab]``, row i being what follows token i (`headrace.align.forced`).
         token_ids: the n tokens, at least two.
     """
-    assert reference.shape == other.shape, f"{reference.shape} against {other.shape}"
     assert len(token_ids) == len(reference) > 1, f"{len(token_ids)} tokens, {len(reference)} rows"
-    following = np.asarray(token_ids[1:], np.int64)
-    parts = [
-        _compare(reference[i:end], other[i:end], following[i:end])
-        for i in range(0, len(following), _ROWS)
-        for end in (min(i + _ROWS, len(following)),)
-    ]
+    return divergence_of_rows(reference[:-1], other[:-1], token_ids[1:])
+
+
+def divergence_of_rows(reference: Float32, other: Float32, following: Sequence[int]) -> TokenDivergence:
+    """The same of any m positions: float32 ``[m, vocab]`` each, and the m tokens that follow."""
+    assert reference.shape == other.shape, f"{reference.shape} against {other.shape}"
+    assert len(following) == len(reference) > 0, f"{len(following)} tokens, {len(reference)} rows"
+    ids = np.asarray(following, np.int64)
+    pieces = (slice(i, i + _ROWS) for i in range(0, len(ids), _ROWS))
+    return joined([_compare(reference[piece], other[piece], ids[piece]) for piece in pieces])
+
+
+def joined(parts: Sequence[TokenDivergence]) -> TokenDivergence:
+    """Positions that follow each other. At least one part."""
     return TokenDivergence(
         kl=np.concatenate([part.kl for part in parts]),
         reference_logprob=np.concatenate([part.reference_logprob for part in parts]),

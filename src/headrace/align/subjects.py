@@ -9,12 +9,13 @@ import numpy as np
 
 from headrace.align.divergence import Scores, bf16_scores
 from headrace.align.forced import forced_logits, forced_values
+from headrace.align.native_scoring import scoring_executor
 from headrace.align.options import DTYPES, options_in
 from headrace.align.taps import Tap
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.executor import Executor
 from headrace.engine.step import Float32
-from headrace.executors.native import ACTIVATIONS, NativeExecutor
+from headrace.executors.native import ACTIVATIONS
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_numerics import Numerics
 from headrace.formats.weights import Weights, matrices_in
@@ -159,7 +160,6 @@ class Opened:
     def executor(self, length: int, *, at_once: int = 1) -> AbstractContextManager[Executor]:
         """An executor for `at_once` sequences of up to `length` tokens, and steps of as many, all of them sampled."""
         subject = self.subject
-        num_blocks = at_once * -(-length // _BLOCK_SIZE)
         if subject.executor == "torch":
             from headrace.executors.torch_executor import TorchExecutor
 
@@ -167,7 +167,7 @@ class Opened:
                 TorchExecutor(
                     self.graph,
                     self.weights,
-                    num_blocks=num_blocks,
+                    num_blocks=at_once * -(-length // _BLOCK_SIZE),
                     block_size=_BLOCK_SIZE,
                     kv_format=subject.kv,
                     dtype=subject.dtype,
@@ -176,19 +176,17 @@ class Opened:
                 )
             )
         return closing(
-            NativeExecutor(
+            scoring_executor(
                 self.graph,
                 self.weights,
-                num_blocks=num_blocks,
-                block_size=_BLOCK_SIZE,
+                length,
+                at_once=at_once,
+                rows_per_step=length,
                 kv_format=subject.kv,
                 activation=subject.activation,
                 num_threads=subject.threads or None,
                 isa=subject.isa or None,
                 fuse=subject.fused,
-                max_batched_tokens=length,
-                max_num_seqs=length,
-                max_model_len=length,
             )
         )
 

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,17 +158,23 @@ def _judging(args: argparse.Namespace) -> "Judging":
 
 
 def _compare(args: argparse.Namespace, judging: "Judging") -> int:
-    """A table of recipes: size, quality, speed."""
+    """A table of recipes: size, quality, speed. Matrices lie in a temporary folder meanwhile."""
+    with tempfile.TemporaryDirectory(prefix="headrace-") as folder:
+        return _table_of(args, judging, Path(folder))
+
+
+def _table_of(args: argparse.Namespace, judging: "Judging", folder: Path) -> int:
+    from headrace.compress.export import folder_bytes
     from headrace.compress.gate import decode_speed
-    from headrace.compress.pipeline import judged, make_evaluator, open_source, stored_bytes
+    from headrace.compress.pipeline import judged, make_evaluator, open_source
 
     source = open_source(args.model)
     recipes = _recipes(args, source, judging)
-    evaluator = make_evaluator(source, judging)
+    evaluator = make_evaluator(source, judging, folder)
     head = ("recipe", "MB", "predicted", "mean KL", "p99 KL", "same top 1", "perplexity", "tokens/s")
-    rows = [("source", f"{stored_bytes(source.spec, source.weights) / 1e6:.1f}", "", "", "", "", "", "")]
+    rows = [("source", f"{folder_bytes(source.spec, source.weights, {}) / 1e6:.1f}", "", "", "", "", "", "")]
     for recipe, predicted in recipes:
-        outcome = judged(source, recipe, judging, evaluator)
+        outcome = judged(source, recipe, judging, evaluator, folder / str(len(rows)))
         found = outcome.evaluation.divergence
         rows[0] = (*rows[0][:6], f"{found.reference_perplexity:.3f}", rows[0][7])
         rows.append(

@@ -31,7 +31,14 @@ class Blame:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Card:
     """See the module. Sizes in bytes, speeds in tokens/s of one decoding sequence on `machine`, times in seconds.
-    `planned` says how formats were chosen matrix by matrix; None: they were not."""
+
+    Attributes:
+        source_bytes, quantized_bytes: of all tensors in the files.
+        source_memory, quantized_memory: of the weights in the native executor, packed for `machine`.
+        bits_per_weight: of the quantized matrices in the files, scales and zero points counted.
+        planned: how formats were chosen matrix by matrix; None: they were not.
+        peak_memory: largest resident size of the process, pages of mapped files and libraries included.
+    """
 
     source: str
     recipe: Recipe
@@ -39,6 +46,8 @@ class Card:
     evaluation: Evaluation
     source_bytes: int
     quantized_bytes: int
+    source_memory: int
+    quantized_memory: int
     bits_per_weight: float
     source_speed: float
     quantized_speed: float
@@ -69,8 +78,9 @@ class Card:
             *_table(
                 ("", "source", "quantized"),
                 [
-                    ("bytes", f"{self.source_bytes:,}", f"{self.quantized_bytes:,}"),
+                    ("bytes in files", f"{self.source_bytes:,}", f"{self.quantized_bytes:,}"),
                     ("bits per quantized weight", "", f"{self.bits_per_weight:.2f}"),
+                    ("bytes in memory, packed", f"{self.source_memory:,}", f"{self.quantized_memory:,}"),
                     ("perplexity", f"{found.reference_perplexity:.3f}", f"{found.perplexity:.3f}"),
                     ("decoding, tokens/s", f"{self.source_speed:.1f}", f"{self.quantized_speed:.1f}"),
                 ],

@@ -1,7 +1,7 @@
 """A model as a Hugging Face folder: names, config and text files, whatever it came from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +9,19 @@ import numpy as np
 
 from headrace.base.errors import UnsupportedModelError
 from headrace.formats.checkpoint import Checkpoint
+from headrace.formats.compressed_tensors_writer import stored_bytes
 from headrace.formats.model_folder import companions
 from headrace.llm.text_side import load_text
 from headrace.models import load_spec, sources
 from headrace.models.sources import Transform
 from headrace.models.spec import ModelSpec
+from headrace.numerics.bitfields import Bytes
 from headrace.numerics.formats import FORMATS
+from headrace.numerics.schemes import GgufScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
+_ROWS = 1024  # of a matrix, rounded at once
 _ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 
@@ -35,10 +39,31 @@ def hf_named(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, Raw
 def hf_tensors(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
     """Parameters by their Hugging Face names, as such checkpoints hold them.
 
-    Plain ones become bf16: matrices rounded, vectors only if that is exact, else they stay f32.
+    Plain ones become bf16: matrices rounded when they are read, vectors only if that is exact, else they stay f32.
     """
     named = hf_named(spec, weights)
     return {name: tensor if _is_quantized(tensor) else _plain(tensor) for name, tensor in named.items()}
+
+
+def folder_bytes(
+    spec: ModelSpec, weights: Mapping[str, RawTensor], schemes: Mapping[str, Scheme], *, without: Sequence[str] = ()
+) -> int:
+    """Of all tensors in the files of the folder that `write_compressed_tensors` makes.
+
+    Args:
+        schemes: of the parameters that are quantized by them; others that are quantized already count as they are.
+        without: parameters that do not count.
+    """
+    left_out = {hf_name(spec, name) for name in without}
+    by_name = {hf_name(spec, name): scheme for name, scheme in schemes.items()}
+    total = 0
+    for name, tensor in hf_tensors(spec, weights).items():
+        if name in left_out:
+            continue
+        scheme = by_name.get(name)
+        assert not isinstance(scheme, GgufScheme), "a folder's scheme"
+        total += tensor.num_bytes if scheme is None else stored_bytes(tensor, scheme)
+    return total
 
 
 def hf_name(spec: ModelSpec, name: str) -> str:
@@ -107,7 +132,20 @@ def _is_quantized(tensor: RawTensor) -> bool:
 
 
 def _plain(tensor: RawTensor) -> RawTensor:
+    if tensor.format.name == "bf16":
+        return tensor
+    if len(tensor.shape) == 2:
+        return RawTensor(FORMATS["bf16"], tensor.shape, lambda: _in_bf16(tensor))
     rounded = tensor.in_plain("bf16")
-    if len(tensor.shape) == 1 and not np.array_equal(rounded.to_f32(), tensor.to_f32()):
-        return tensor.in_plain("f32")
-    return rounded
+    return rounded if np.array_equal(rounded.to_f32(), tensor.to_f32()) else tensor.in_plain("f32")
+
+
+def _in_bf16(tensor: RawTensor) -> Bytes:
+    """The bytes of a matrix rounded to bf16, some rows at a time: f32 of a whole embedding would be the largest of all
+    that quantization holds."""
+    plain = RawTensor(tensor.format, tensor.shape, tensor.data)
+    found = np.empty((tensor.shape[0], 2 * tensor.shape[1]), np.uint8)
+    for begin in range(0, len(found), _ROWS):
+        chosen = slice(begin, begin + _ROWS)
+        found[chosen] = plain.rows(chosen).in_plain("bf16").data
+    return found

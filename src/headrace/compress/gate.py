@@ -1,23 +1,25 @@
 """What quantization did to a model: both versions on text that calibration never saw, and whether that is bearable."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from headrace.align.divergence import Divergence, TokenDivergence, divergence_of, summarize
-from headrace.align.forced import ROWS_PER_STEP, forced_logits
+from headrace.align.divergence import Divergence, TokenDivergence, divergence_of_rows, joined, summarize
+from headrace.align.forced import forced_values
+from headrace.align.native_scoring import scoring_executor
+from headrace.compress.kept_logits import KeptLogits
+from headrace.engine.executor import Executor
 from headrace.engine.sampling import SamplingParams
-from headrace.engine.step import SampleRow, Step
-from headrace.executors.native import NativeExecutor
+from headrace.engine.step import Float32, SampleRow, Step
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.numerics.tensor import RawTensor
 
-BLOCK_SIZE = 16
 RARITIES = (("likely", 0.5, 1.0), ("plausible", 0.1, 0.5), ("unlikely", 0.01, 0.1), ("rare", 0.0, 0.01))
 """Bins of the probability that the source model gives a token: name, from, to."""
 
@@ -79,39 +81,67 @@ class Evaluation:
 class Evaluator:
     """Puts other weights beside a model's own, on the same texts.
 
-    Both run each time: the model's logits, kept, would take 0.8 GB for 16 texts of 256 tokens and 49,152 logits each.
+    The source runs once, at the first comparison, and its logits wait in a file: 0.8 GB for 16 texts of 256 tokens and
+    49,152 logits each. So one model is packed at a time, and memory holds the logits of one step of each.
 
     Args:
         graph: the model.
         weights: the source's.
         texts: token ids, of one length.
+        folder: where the file lies, without a name; None: where temporary files do.
     """
 
-    def __init__(self, graph: Graph, weights: Mapping[str, RawTensor], texts: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        weights: Mapping[str, RawTensor],
+        texts: Sequence[Sequence[int]],
+        folder: Path | None = None,
+    ) -> None:
         assert len({len(text) for text in texts}) == 1, "texts of one length"
         self._graph = fuse(graph)
         self._texts = texts
         self._weights = weights
+        self._folder = folder
+        self._kept: KeptLogits | None = None
 
     def compare(
         self, weights: Mapping[str, RawTensor], *, num_texts: int | None = None, activation: str = "f32"
     ) -> Evaluation:
-        """Teacher-force both on the texts, or the first few, text by text: logits of one are held at a time.
+        """Teacher-force the other weights on the texts, or the first few, and hold each step against the source's.
 
         Args:
             activation: of the other weights' linears; the source's read f32.
+
+        Raises StorageError if the first comparison finds no room for the source's logits.
         """
+        if self._kept is None:
+            self._kept = self._source_logits()
         texts = self._texts[:num_texts]
         found = []
-        length = len(texts[0])
-        with (
-            closing(_executor(self._graph, self._weights, length)) as source,
-            closing(_executor(self._graph, weights, length, activation=activation)) as other,
-        ):
-            for text in texts:
-                logits = [forced_logits(each, self._graph.output, text) for each in (source, other)]
-                found.append(divergence_of(logits[0], logits[1], text))
+        with closing(scoring_executor(self._graph, weights, len(texts[0]), activation=activation)) as executor:
+            for i, text in enumerate(texts):
+                place, parts = i * (len(text) - 1), []
+                for logits in self._steps(executor, text):
+                    following = text[1 + sum(len(part.kl) for part in parts) :][: len(logits)]
+                    parts.append(divergence_of_rows(self._kept.rows(place, len(logits)), logits, following))
+                    place += len(logits)
+                found.append(joined(parts))
         return Evaluation(summarize(found), _by_rarity(found), _by_position(found))
+
+    def _source_logits(self) -> KeptLogits:
+        length = len(self._texts[0])
+        kept = KeptLogits(len(self._texts) * (length - 1), self._graph.node(self._graph.output).features, self._folder)
+        with closing(scoring_executor(self._graph, self._weights, length)) as executor:
+            for text in self._texts:
+                for logits in self._steps(executor, text):
+                    kept.append(logits)
+        return kept
+
+    def _steps(self, executor: Executor, text: Sequence[int]) -> Iterator[Float32]:
+        """Logits at the positions that have a next token, some at a time."""
+        output = self._graph.output
+        return (values[output] for values in forced_values(executor, text[:-1], (output,)))
 
 
 def decode_speed(
@@ -121,15 +151,15 @@ def decode_speed(
     without an engine around it."""
     length = num_tokens + 8
     row = SampleRow(SamplingParams(temperature=0.0), 0, 0)
-    with closing(_executor(fuse(graph), weights, length, activation=activation, kv_format="bf16")) as executor:
-        seconds = []
+    with closing(scoring_executor(fuse(graph), weights, length, activation=activation, kv_format="bf16")) as executor:
+        block_size, seconds = executor.block_size, []
         for position in range(length):
             step = Step(
                 token_ids=np.zeros(1, np.int32),
                 positions=np.array([position], np.int32),
                 seq_starts=np.array([0, 1], np.int32),
                 context_lens=np.array([position + 1], np.int32),
-                block_tables=np.arange(position // BLOCK_SIZE + 1, dtype=np.int32)[None],
+                block_tables=np.arange(position // block_size + 1, dtype=np.int32)[None],
                 sample_rows=np.zeros(1, np.int32),
                 sampling=(row,),
             )
@@ -137,22 +167,6 @@ def decode_speed(
             executor.execute(step)
             seconds.append(time.perf_counter() - start)
     return 1 / float(np.median(seconds[8:]))
-
-
-def _executor(
-    graph: Graph, weights: Mapping[str, RawTensor], length: int, *, activation: str = "f32", kv_format: str = "f32"
-) -> NativeExecutor:
-    return NativeExecutor(
-        graph,
-        weights,
-        num_blocks=-(-length // BLOCK_SIZE),
-        block_size=BLOCK_SIZE,
-        kv_format=kv_format,
-        activation=activation,
-        max_batched_tokens=ROWS_PER_STEP,
-        max_num_seqs=ROWS_PER_STEP,
-        max_model_len=length,
-    )
 
 
 def _by_rarity(found: Sequence[TokenDivergence]) -> tuple[Bin, ...]:

@@ -48,7 +48,7 @@ def gptq(
     minima = torch.zeros_like(scales) if nearest.minima is None else torch.from_numpy(nearest.minima).double()
     low, high = scheme.code_range
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    upper = _inverse_factor(hessian[order][:, order], damping)
+    upper = _inverse_factor(hessian, order, damping)
     left = weight[:, order].double()
     codes = torch.empty_like(left)
     fixed = _largest(weight, group_size)[:, order] if anchored else None
@@ -77,17 +77,25 @@ def gptq(
     return Groups(nearest.layout, stored, nearest.scales, nearest.zeros, nearest.minima)
 
 
-def remaining_errors(hessian: Tensor, damping: float = DAMPING) -> Tensor:
+def remaining_errors(hessian: Tensor, met: Tensor, damping: float = DAMPING) -> Tensor:
     """What a squared rounding error of one in each column costs once the columns behind have made up for it.
 
-    Where errors of columns do not depend on each other, the outputs' expected squared error is the sum of these times
-    the columns' squared errors. Float64 ``[in]``, in the matrix's order; at most the (damped) Hessian's diagonal,
-    which it would cost without making up.
+    With U the upper Cholesky factor of the inverse Hessian, GPTQ leaves a row off by e U, where column i was rounded by
+    an error e_i U_ii. Where these do not depend on each other, the outputs' expected squared error over inputs of
+    second moment M is the sum of the columns' squared errors times (U M Uᵀ)_ii / U_ii².
+
+    Args:
+        hessian: ``[in, in]``, of the inputs that GPTQ is fitted to.
+        met: ``[in, in]``, the mean of x xᵀ over inputs that the matrix then meets. If these are the same, errors look
+            far smaller than they are on others: there is one free value per column to fit.
+
+    Returns:
+        float64 ``[in]``, in the matrix's order.
     """
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-    upper = _inverse_factor(hessian[order][:, order], damping)
+    upper = _inverse_factor(hessian, order, damping)
     found = torch.empty(len(order), dtype=torch.double)
-    found[order] = upper.diagonal() ** -2
+    found[order] = ((upper @ met[order][:, order].double()) * upper).sum(1) / upper.diagonal().square()
     return found
 
 
@@ -107,13 +115,19 @@ def _unsigned(codes: np.ndarray, element: str) -> Tensor:
     return torch.from_numpy(values)
 
 
-def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of the damped Hessian's inverse, float64."""
-    damped = hessian.double().clone()
+def _inverse_factor(hessian: Tensor, order: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor of the inverse of the damped Hessian, whose columns and rows are put in order first.
+
+    Float64. With LAPACK's own copies, five such matrices are held at a time.
+    """
+    damped = hessian[order[:, None], order].double()
     diagonal = damped.diagonal()
     if not torch.isfinite(damped).all():
         raise InvalidRequestError("The calibration's activations are not finite.", "Check the weights.")
     mean = diagonal.mean()
     diagonal += damping * mean if mean > 0 else 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    lower = torch.linalg.cholesky(damped)
+    del damped, diagonal
+    inverse = torch.cholesky_inverse(lower)
+    del lower
     return torch.linalg.cholesky(inverse, upper=True)

@@ -17,30 +17,32 @@ from headrace.align.corpus import Part, pieces, texts
 from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.budget import Budget
 from headrace.compress.card import Blame, Card
-from headrace.compress.export import hf_config, hf_name, hf_tensors, text_files
+from headrace.compress.export import folder_bytes, hf_config, hf_name, hf_tensors, text_files
 from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_speed
 from headrace.compress.gguf_export import gguf_metadata, gguf_tensors, refuse_unheld
 from headrace.compress.planner import Planned, Planner, lowest_rung
 from headrace.compress.quantizer import Quantized, quantize_weights
 from headrace.compress.recipe import SCALE_MOVING, Recipe
 from headrace.compress.store import Store
+from headrace.executors.native_weights import planned_bytes
 from headrace.formats.checkpoint import Checkpoint
-from headrace.formats.compressed_tensors_writer import write_compressed_tensors
+from headrace.formats.compressed_tensors_writer import stored_bytes, write_compressed_tensors
 from headrace.formats.gguf_writer import write_gguf
 from headrace.formats.model_folder import new_files, refuse_existing
+from headrace.formats.safetensors import read_safetensors
 from headrace.formats.weights import Weights
 from headrace.graph.ir import Graph
 from headrace.llm.loader import open_model
 from headrace.llm.text_side import load_text
 from headrace.models.spec import ModelSpec
-from headrace.numerics.schemes import GGUF_NAMES, Scheme
+from headrace.numerics.schemes import GGUF_NAMES, GgufScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.text.tokenizer import Tokenizer
 
 _BLAMED = 5  # matrices that are measured by themselves
 _BLAME_TEXTS = 4
 _CARDS = ("card.md", "card.json")
-_PLANNING_TEXTS = 8  # of the calibration, that costs of formats are measured on
+_PLANNING_TEXTS = 8  # that costs of formats are measured on
 
 
 class GateError(HeadraceError):
@@ -114,29 +116,30 @@ def judged(
     recipe: Recipe,
     judging: Judging,
     evaluator: Evaluator,
+    folder: Path,
     *,
-    store: Store | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
-    """Quantize by a recipe, and put the outcome beside the source."""
+    """Quantize by a recipe, and put the outcome, whose matrices lie in `folder`, beside the source."""
+    store = Store(folder, _identity(source, recipe, judging))
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
     evaluation = evaluator.compare(quantized.weights, activation=recipe.activation)
-    tensors = _stored(source, quantized.weights, recipe)
-    return Outcome(recipe, quantized, evaluation, sum(each.num_bytes for each in tensors.values()))
+    return Outcome(recipe, quantized, evaluation, _stored_bytes(source, quantized, recipe))
 
 
 def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
-    """Measure what each matrix costs in each format, on some of the calibration's texts."""
+    """Measure what each matrix costs in each format, on texts that are neither calibrated on nor judged by."""
     count = min(_PLANNING_TEXTS, judging.calibration_texts)
-    ids = windows(source.tokenizer, "calibration", count, judging.length)
-    return Planner(source.spec, source.graph, source.weights, recipe, ids)
+    ids = windows(source.tokenizer, "calibration", judging.calibration_texts + count, judging.length)
+    measured = np.linspace(0, len(ids) - 1, count).astype(int)
+    return Planner(source.spec, source.graph, source.weights, recipe, ids[measured], np.delete(ids, measured, axis=0))
 
 
-def make_evaluator(source: Source, judging: Judging) -> Evaluator:
-    """Over the held-out texts."""
+def make_evaluator(source: Source, judging: Judging, folder: Path | None = None) -> Evaluator:
+    """Over the held-out texts; see `Evaluator` for the folder."""
     ids = windows(source.tokenizer, "held_out", judging.held_out_texts, judging.length)
-    return Evaluator(source.graph, source.weights, ids.tolist())
+    return Evaluator(source.graph, source.weights, ids.tolist(), folder)
 
 
 def quantize_model(
@@ -173,7 +176,7 @@ def quantize_model(
         if recipe.is_gguf:
             refuse_unheld({name: tensor for name, tensor in source.weights.items() if name not in schemes})
     work = target.parent / f".{target.name}.work"
-    evaluator = make_evaluator(source, judging)
+    evaluator = make_evaluator(source, judging, target.parent)
     planned, outcome = _made(source, recipe, judging, evaluator, aim, work, progress)
     blame = _blame(source, outcome, evaluator)
     if exceeded := judging.thresholds.exceeded(outcome.evaluation.divergence):
@@ -212,8 +215,10 @@ def _card(
         planned=planned,
         calibration_tokens=judging.calibration_texts * judging.length,
         evaluation=outcome.evaluation,
-        source_bytes=sum(tensor.num_bytes for tensor in source.weights.values()),
+        source_bytes=_source_bytes(source.checkpoint),
         quantized_bytes=outcome.num_bytes,
+        source_memory=_memory(source, source.weights, None),
+        quantized_memory=_memory(source, outcome.quantized.weights, outcome.recipe),
         bits_per_weight=_bits_per_weight(outcome.quantized),
         source_speed=decode_speed(source.graph, source.weights),
         quantized_speed=decode_speed(source.graph, outcome.quantized.weights, activation=activation),
@@ -239,8 +244,7 @@ def _made(
     apart, so that a run that was stopped repeats none."""
 
     def make(recipe: Recipe, folder: Path) -> Outcome:
-        store = Store(folder, _identity(source, recipe, judging))
-        return judged(source, recipe, judging, evaluator, store=store, progress=progress)
+        return judged(source, recipe, judging, evaluator, folder, progress=progress)
 
     if aim is None:
         return None, make(recipe, work)
@@ -284,10 +288,19 @@ def _described(source: Source, recipe: Recipe) -> dict[str, object]:
     return hf_config(source.checkpoint, source.spec)
 
 
-def _stored(source: Source, weights: Mapping[str, RawTensor], recipe: Recipe) -> Mapping[str, RawTensor]:
-    if recipe.is_gguf:
-        return gguf_tensors(source.checkpoint, source.spec, weights)
-    return hf_tensors(source.spec, weights)
+def _stored_bytes(source: Source, quantized: Quantized, recipe: Recipe) -> int:
+    """Of all tensors in the file or the folder's files."""
+    if not recipe.is_gguf:
+        return folder_bytes(source.spec, quantized.weights, quantized.schemes)
+    return sum(each.num_bytes for each in gguf_tensors(source.checkpoint, source.spec, quantized.weights).values())
+
+
+def _source_bytes(checkpoint: Checkpoint) -> int:
+    """The same of the source's."""
+    if checkpoint.kind == "gguf":
+        return sum(tensor.num_bytes for tensor in checkpoint.tensors.values())
+    files = (read_safetensors(path).values() for path in checkpoint.weight_files)
+    return sum(tensor.num_bytes for tensors in files for tensor in tensors)
 
 
 def _write_gguf_and_cards(
@@ -298,11 +311,6 @@ def _write_gguf_and_cards(
         for card_path, content in zip(card_paths, cards.values(), strict=True):
             card_path.write_text(content)
         write_gguf(path, metadata, tensors)
-
-
-def stored_bytes(spec: ModelSpec, weights: Mapping[str, RawTensor]) -> int:
-    """Of a model's tensors in its folder."""
-    return sum(tensor.num_bytes for tensor in hf_tensors(spec, weights).values())
 
 
 def write_folder(
@@ -345,10 +353,24 @@ def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame
 
 
 def _bits_per_weight(quantized: Quantized) -> float:
-    tensors = [rounded.tensor for rounded in quantized.rounded]
-    return (
-        8 * sum(tensor.num_bytes for tensor in tensors) / sum(tensor.shape[0] * tensor.shape[1] for tensor in tensors)
-    )
+    """Of the quantized matrices, as they are stored."""
+    num_bytes = num_weights = 0
+    for rounded in quantized.rounded:
+        scheme = quantized.schemes[rounded.name]
+        is_gguf = isinstance(scheme, GgufScheme)
+        num_bytes += rounded.tensor.num_bytes if is_gguf else stored_bytes(rounded.tensor, scheme)
+        num_weights += rounded.tensor.shape[0] * rounded.tensor.shape[1]
+    return 8 * num_bytes / num_weights
+
+
+def _memory(source: Source, weights: Mapping[str, RawTensor], recipe: Recipe | None) -> int:
+    """Bytes of weights in the executor that serves them on this machine; `recipe`'s, or the source's as they are."""
+    if recipe is None:
+        return planned_bytes(source.graph, weights, None, "auto")
+    if not recipe.is_gguf:  # what is not quantized is stored otherwise than in the source
+        stored = hf_tensors(source.spec, weights)
+        weights = {name: stored[hf_name(source.spec, name)] for name in weights}
+    return planned_bytes(source.graph, weights, None, recipe.executor_activation)
 
 
 def _identity(source: Source, recipe: Recipe, judging: Judging) -> dict[str, object]:

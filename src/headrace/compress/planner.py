@@ -8,14 +8,14 @@ import numpy as np
 from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.allocation import Ladder
 from headrace.compress.budget import Budget
-from headrace.compress.export import hf_name, hf_tensors
+from headrace.compress.export import folder_bytes
 from headrace.compress.recipe import PLAIN, Recipe
 from headrace.compress.sensitivity import Option, measure_options
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.graph.ir import Graph
 from headrace.models.spec import ModelSpec
 from headrace.numerics.row_blocks import row_blocks
-from headrace.numerics.schemes import IntegerScheme, scheme_named
+from headrace.numerics.schemes import IntegerScheme, Scheme, scheme_named
 from headrace.numerics.tensor import RawTensor
 
 FORMATS = ("int4-g128", "int4-g64", "int4-g32", "int4-g64-asym", "int4-g32-asym", "int8-channel", PLAIN)
@@ -54,18 +54,27 @@ class Planner:
         spec, graph, weights: the model, its graph not fused.
         recipe: method, what to ignore, the logits' format; its own format is not used.
         token_ids: int ``[sequences, length]`` to measure costs on.
+        fitted: other texts, as many as the method will be calibrated on.
 
     Raises InvalidRequestError for a recipe that does not fit.
     """
 
     def __init__(
-        self, spec: ModelSpec, graph: Graph, weights: Mapping[str, RawTensor], recipe: Recipe, token_ids: np.ndarray
+        self,
+        spec: ModelSpec,
+        graph: Graph,
+        weights: Mapping[str, RawTensor],
+        recipe: Recipe,
+        token_ids: np.ndarray,
+        fitted: np.ndarray,
     ) -> None:
         names = [name for name in recipe.matrices(graph) if name not in graph.logits_params]
         if not names:
             raise InvalidRequestError("There are no matrices to choose formats for.", "Ignore less.")
         formats = {name: _candidates(weights[name]) for name in names}
-        options = measure_options(graph, weights, formats, token_ids, compensated=recipe.method == "gptq")
+        options = measure_options(
+            graph, weights, formats, token_ids, fitted=fitted if recipe.method == "gptq" else None
+        )
         self._recipe = recipe
         self._num_weights = sum(graph.params[name].shape[0] * graph.params[name].shape[1] for name in names)
         self._other_bytes = _bytes_without(names, spec, graph, weights, recipe)
@@ -162,9 +171,9 @@ def _bytes_without(
     names: list[str], spec: ModelSpec, graph: Graph, weights: Mapping[str, RawTensor], recipe: Recipe
 ) -> int:
     """Of all tensors but these, as they will be stored."""
-    stored = dict(weights)
+    stored, schemes = dict(weights), dict[str, Scheme]()
     if recipe.logits is not None:
         for name in graph.logits_params & set(recipe.matrices(graph)):
-            stored[name] = quantize_tensor(weights[name], scheme_named(recipe.logits))
-    left_out = {hf_name(spec, name) for name in names}
-    return sum(tensor.num_bytes for name, tensor in hf_tensors(spec, stored).items() if name not in left_out)
+            schemes[name] = scheme_named(recipe.logits)
+            stored[name] = quantize_tensor(weights[name], schemes[name])
+    return folder_bytes(spec, stored, schemes, without=names)

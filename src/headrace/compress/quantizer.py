@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from headrace.base.errors import CheckpointError
+from headrace.base.heap import give_back
 from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
 from headrace.compress.recipe import SCALE_MOVING, Recipe
 from headrace.compress.smoothquant import smooth_factors
 from headrace.compress.store import Store
 from headrace.executors.native_quantize import quantize_tensor
-from headrace.executors.torch_sequences import run_sequences, tokens_only
+from headrace.executors.torch_sequences import as_tensor, decoded, run_sequences, tokens_only, used_rows
 from headrace.graph.ir import Graph, Node
 from headrace.numerics.gguf_blocks import gguf_tensor
 from headrace.numerics.schemes import GgufScheme, IntegerScheme, Nvfp4Scheme, Scheme
@@ -71,9 +72,10 @@ def quantize_weights(
 
     Args:
         graph: not fused: names are those of patterns and reports.
-        weights: of all its parameters; decoded one at a time.
+        weights: of all its parameters; decoded one at a time, of the embedding the rows that are used.
         token_ids: int ``[sequences, length]`` to calibrate on.
-        store: keeps each matrix once it is done; those it has already are taken from it. The outcome is the same.
+        store: keeps each matrix once it is done; those it has already are taken from it. The outcome is the same, but
+            memory holds one layer's matrices, the calibration's activations between two nodes, and no result.
         progress: told each matrix's name once it is done.
         anchored: of GPTQ: see `gptq`.
 
@@ -82,10 +84,15 @@ def quantize_weights(
         CheckpointError: a matrix to quantize holds NaNs or infinities; names it.
     """
     schemes = recipe.schemes(graph)
-    run = _Pass(graph, weights, schemes, recipe.method, store, progress, anchored)
-    walked = graph if set(graph.node(graph.output).params) & schemes.keys() else tokens_only(graph)
+    used, places = used_rows(token_ids)
+    run = _Pass(graph, weights, schemes, recipe.method, used, store, progress, anchored)
     with torch.inference_mode():
-        run_sequences(walked, torch.from_numpy(token_ids.astype(np.int64)), run.visit)
+        output = graph.node(graph.output)
+        has_logits = not schemes.keys().isdisjoint(output.params)
+        walked = _without_output(graph) if has_logits else tokens_only(graph)
+        last = run_sequences(walked, places, run.visit)
+        if has_logits:
+            run.visit(output, [last])
     return Quantized({**weights, **run.changed}, run.schemes, tuple(run.rounded))
 
 
@@ -98,15 +105,18 @@ class _Pass:
         weights: Mapping[str, RawTensor],
         schemes: Mapping[str, Scheme],
         method: str,
+        used: np.ndarray,
         store: Store | None,
         progress: Progress | None,
         anchored: bool,
     ) -> None:
         self._weights, self._schemes, self._method = weights, dict(schemes), method
+        self._used = used  # rows of the embedding table that the walk reads, by whose places here it names tokens
         self._store, self._progress, self._anchored = store, progress, anchored
         self._readers = {
             node.name: [reader for reader in graph.nodes if node.name in reader.inputs] for node in graph.nodes
         }
+        self._embedded = {name for node in graph.nodes if node.op == "embed" for name in node.params}
         self._peaks: dict[str, float] = {}
         self._hessian: tuple[str, Tensor] | None = None  # of one value: what reads the same comes one after the other
         self.changed: dict[str, RawTensor] = {}
@@ -120,11 +130,12 @@ class _Pass:
             for name in node.params[: node.integer("parts")]:
                 if name in self._schemes and all(rounded.name != name for rounded in self.rounded):
                     self._round(name, node.inputs[0], inputs[0])
+        if node.op == "embed":
+            return decoded(self._weights, node, self._used)
         return [self._value(name) for name in node.params]
 
     def _value(self, name: str) -> Tensor:
-        tensor = self.changed.get(name) or self._weights[name]
-        return torch.from_numpy(np.array(tensor.to_f32()))
+        return as_tensor(self.changed.get(name) or self._weights[name])
 
     def _round(self, name: str, input_name: str, inputs: Tensor) -> None:
         start = time.perf_counter()
@@ -135,14 +146,16 @@ class _Pass:
                 f"{name} holds values that are not finite.", f"Repair the model, or leave it out (--ignore {name})."
             )
         self._schemes[name] = self._with_peak(self._schemes[name], input_name)
-        kept = self._store.load(name) if self._store else None
-        tensor = kept or self._rounded_by_method(weight, hessian, self._schemes[name])
-        if self._store and kept is None:
-            self._store.keep(name, tensor)
+        tensor = self._store.load(name) if self._store else None
+        if tensor is None:
+            tensor = self._rounded_by_method(weight, hessian, self._schemes[name])
+            if self._store:
+                tensor = self._store.keep(name, tensor)
         self.changed[name] = tensor
         square = output_error(weight, hessian)
         error = output_error(self._value(name) - weight, hessian) / square if square > 0 else 0.0
         self.rounded.append(Rounded(name, tensor, error, time.perf_counter() - start))
+        give_back()
         if self._progress is not None:
             self._progress(name)
 
@@ -181,6 +194,8 @@ class _Pass:
         matrices = [name for reader in readers for name in reader.params[: reader.integer("parts")]]
         if not matrices or not all(name in self._schemes for name in matrices):
             return
+        if any(name in self._embedded for name in matrices):
+            return  # what reads no norm would see the factors too
         weight = self._value(norm.params[0])
         outputs = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.number("eps")) * weight
         values = [self._value(name) for name in matrices]
@@ -195,3 +210,11 @@ class _Pass:
         integers = [scheme for scheme in schemes if isinstance(scheme, IntegerScheme)]
         assert len(integers) == len(schemes), "the recipe has checked it"
         return smooth_factors(values, outputs, integers)
+
+
+def _without_output(graph: Graph) -> Graph:
+    """Up to what the logits' matrix multiplies: logits of all of the calibration's tokens would fill the memory."""
+    *nodes, output = graph.nodes
+    names = {name for node in nodes for name in node.params}
+    params = {name: param for name, param in graph.params.items() if name in names}
+    return Graph(tuple(nodes), params, output.inputs[0])

@@ -1,18 +1,23 @@
-"""Matrices that are done, kept on disk until the model is whole: a run that was stopped goes on where it was."""
+"""Matrices that are done, kept on disk until the model is whole: a run that was stopped goes on where it was.
+
+They are handed out as maps of their files, so that memory does not grow with the number of matrices.
+"""
 
 import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from headrace.base.errors import StorageError
 from headrace.numerics.formats import format_named
 from headrace.numerics.tensor import RawTensor
+
+_RUN = "run.json"
 
 
 class Store:
@@ -29,48 +34,45 @@ class Store:
         self._folder = folder
         stated = json.dumps(run, sort_keys=True)
         try:
-            said = folder / "run.json"
+            said = folder / _RUN
             if not said.is_file() or said.read_text() != stated:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
                 said.write_text(stated)
-            self.num_kept = len(list(folder.glob("*.npz")))
+            self.num_kept = len(list(folder.glob("*.json"))) - 1
         except OSError as error:
             raise _failed(folder, error) from error
 
     def load(self, name: str) -> RawTensor | None:
-        """A matrix that was kept; None if it was not, or not whole."""
-        path = self._path(name)
+        """A matrix that was kept, a map of its file; None if it was not, or not whole."""
         try:
-            with np.load(path) as held:
-                data, shape, digest = held["data"], tuple(held["shape"].tolist()), str(held["digest"])
-                format_name = str(held["format"])
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            said = json.loads(self._path(name, "json").read_text())
+            data = np.load(self._path(name, "npy"), mmap_mode="r")
+        except (OSError, ValueError):
             return None
-        if hashlib.sha256(data).hexdigest() != digest:
+        if hashlib.sha256(data).hexdigest() != said["digest"]:
             return None
-        return RawTensor(format_named(format_name), shape, data)
+        return RawTensor(format_named(said["format"]), tuple(said["shape"]), data)
 
-    def keep(self, name: str, tensor: RawTensor) -> None:
-        """Keep a matrix. Raises StorageError."""
-        path = self._path(name)
-        partial = path.with_suffix(".partial")
+    def keep(self, name: str, tensor: RawTensor) -> RawTensor:
+        """Keep a matrix; returns it as `load` will. Raises StorageError."""
+        data = np.ascontiguousarray(tensor.data)
+        said = {"format": tensor.format.name, "shape": tensor.shape, "digest": hashlib.sha256(data).hexdigest()}
+        partial = self._path(name, "partial")
         try:
             with partial.open("wb") as file:
-                np.savez(
-                    file,
-                    data=tensor.data,
-                    shape=np.array(tensor.shape),
-                    format=np.array(tensor.format.name),
-                    digest=np.array(hashlib.sha256(tensor.data).hexdigest()),
-                )
-            os.replace(partial, path)
+                np.save(file, data)
+            os.replace(partial, self._path(name, "npy"))
+            partial.write_text(json.dumps(said))
+            os.replace(partial, self._path(name, "json"))
+            mapped = np.load(self._path(name, "npy"), mmap_mode="r")
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise _failed(self._folder, error) from error
+        return replace(tensor, source=mapped, interleaved_heads=0)
 
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.npz"
+    def _path(self, name: str, kind: str) -> Path:
+        return self._folder / f"{name}.{kind}"
 
 
 def _failed(folder: Path, error: OSError) -> StorageError:

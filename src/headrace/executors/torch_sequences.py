@@ -6,6 +6,7 @@ Calibration looks at what nodes read; training runs with other parameters than t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from headrace.executors.torch_ops import REFERENCE_OPS, Batch, Call
 from headrace.graph.ir import Graph, Node, Rows
+from headrace.numerics.tensor import RawTensor
 
 Visit = Callable[[Node, Sequence[Tensor]], Sequence[Tensor]]
 """(a node, its inputs ``[tokens, features]``) to the parameters that it shall run with."""
@@ -114,3 +116,25 @@ def tokens_only(graph: Graph) -> Graph:
     nodes = tuple(node for node in graph.nodes if node.rows is Rows.TOKENS)
     names = {name for node in nodes for name in node.params}
     return Graph(nodes, {name: param for name, param in graph.params.items() if name in names}, nodes[-1].name)
+
+
+def used_rows(token_ids: np.ndarray) -> tuple[np.ndarray, Tensor]:
+    """Which tokens occur, int64 ascending, and the same sequences by their places among these.
+
+    A graph runs on places as on tokens, if its embedding table has only those rows (`decoded`): the whole of a large
+    one, in f32, would take more than anything else.
+    """
+    used, places = np.unique(token_ids, return_inverse=True)
+    return used.astype(np.int64), torch.from_numpy(places.reshape(token_ids.shape))
+
+
+def decoded(weights: Mapping[str, RawTensor], node: Node, used: np.ndarray) -> list[Tensor]:
+    """A node's parameters in f32, of an embedding table the rows of `used_rows`."""
+    tensors = (weights[name] for name in node.params)
+    return [as_tensor(tensor.rows(used) if node.op == "embed" else tensor) for tensor in tensors]
+
+
+def as_tensor(tensor: RawTensor) -> Tensor:
+    """A tensor's values in f32, copied only if they lie in a file that is not to be written to."""
+    values = tensor.to_f32()
+    return torch.from_numpy(values if values.flags.writeable else values.copy())

@@ -13,7 +13,7 @@ import numpy as np
 from headrace.base.errors import InvalidRequestError
 from headrace.formats.model_folder import fill, new_folder
 from headrace.formats.quantized import KEY
-from headrace.formats.safetensors_writer import STORABLE, Plan, SafetensorsFolder
+from headrace.formats.safetensors_writer import STORABLE, Plan, SafetensorsFolder, planned_bytes
 from headrace.numerics.bitfields import Bytes, Float32
 from headrace.numerics.float8 import e4m3_to_f32, f32_to_e4m3, f32_to_e8m0
 from headrace.numerics.quantize import nvfp4_divisor
@@ -59,15 +59,7 @@ def write_compressed_tensors(
         InvalidRequestError: `target` exists, or a tensor cannot be stored in this format; names it.
         StorageError: the folder cannot be written; nothing of it is left.
     """
-    plans: list[Plan] = []
-    for name, tensor in tensors.items():
-        if name not in schemes and tensor.format.name not in ("f32", "bf16", "f16"):
-            raise InvalidRequestError(
-                f"{name} is stored as {tensor.format.name}, which compressed-tensors does not hold.",
-                f"Turn it into one of {', '.join(STORABLE[:3])} first, or give its scheme if it is quantized.",
-            )
-        plain: Plan = {name: (tensor.format.name, tensor.shape)}
-        plans.append(_parts(name, tensor, schemes[name]) if name in schemes else plain)
+    plans = [_plan(name, tensor, schemes.get(name)) for name, tensor in tensors.items()]
     stated = {**config, KEY: _quantization_config(tensors, schemes)}
     with new_folder(target) as folder:
         fill(folder, stated, files)
@@ -75,6 +67,26 @@ def write_compressed_tensors(
             for name, tensor in tensors.items():
                 for part, data in _stored(name, tensor, schemes.get(name)):
                     file.write(part, data)
+
+
+def stored_bytes(tensor: RawTensor, scheme: WritableScheme | None) -> int:
+    """Bytes that a tensor takes in such a folder, all that it is stored in counted.
+
+    That is less than in row blocks where a zero point has 4 bits in the file, or a scale two levels. Raises as
+    `write_compressed_tensors` does.
+    """
+    return planned_bytes(_plan("tensor.weight", tensor, scheme))
+
+
+def _plan(name: str, tensor: RawTensor, scheme: WritableScheme | None) -> Plan:
+    if scheme is not None:
+        return _parts(name, tensor, scheme)
+    if tensor.format.name not in ("f32", "bf16", "f16"):
+        raise InvalidRequestError(
+            f"{name} is stored as {tensor.format.name}, which compressed-tensors does not hold.",
+            f"Turn it into one of {', '.join(STORABLE[:3])} first, or give its scheme if it is quantized.",
+        )
+    return {name: (tensor.format.name, tensor.shape)}
 
 
 def _parts(name: str, tensor: RawTensor, scheme: WritableScheme) -> Plan:

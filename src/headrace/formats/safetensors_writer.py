@@ -82,7 +82,7 @@ def _shards(plans: Sequence[Plan], max_bytes: int | None) -> list[Plan]:
     shards: list[dict[str, tuple[str, tuple[int, ...]]]] = [{}]
     size = 0
     for plan in plans:
-        num_bytes = _num_bytes(plan)
+        num_bytes = planned_bytes(plan)
         if max_bytes is not None and shards[-1] and size + num_bytes > max_bytes:
             shards.append({})
             size = 0
@@ -93,13 +93,14 @@ def _shards(plans: Sequence[Plan], max_bytes: int | None) -> list[Plan]:
 
 def _write_index(path: Path, shards: Mapping[str, Plan]) -> None:
     index = {
-        "metadata": {"total_size": sum(map(_num_bytes, shards.values()))},
+        "metadata": {"total_size": sum(map(planned_bytes, shards.values()))},
         "weight_map": {name: file_name for file_name, plan in shards.items() for name in plan},
     }
     path.write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _num_bytes(plan: Plan) -> int:
+def planned_bytes(plan: Plan) -> int:
+    """Of the tensors to come."""
     return sum(_format(name).block_bytes * math.prod(shape) for name, shape in plan.values())
 
 

@@ -59,6 +59,11 @@ class RawTensor:
         """A quantized matrix in row blocks."""
         return cls(format_named(groups.layout.name), groups.codes.shape, groups.encode())
 
+    def rows(self, chosen: slice | npt.NDArray[np.int64]) -> "RawTensor":
+        """Some rows of a matrix, in the same format."""
+        data = self.data[chosen]
+        return RawTensor(self.format, (len(data), self.shape[-1]), data)
+
     def in_plain(self, name: str) -> "RawTensor":
         """The same tensor in f32, bf16 or f16, each value rounded to the nearest; itself if it is so already."""
         if self.format.name == name:

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from headrace.align.forced import forced_logprobs
+from headrace.align.native_scoring import scoring_executor
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.step import Float32
-from headrace.executors.native import NativeExecutor
 from headrace.llm.config import LLMConfig
 from headrace.llm.loader import LoadedModel
 from headrace.llm.refit import as_served
 from headrace.train.model import GraphModel
-
-_BLOCK_SIZE = 16
 
 
 class ServedLogprobs:
@@ -42,17 +40,15 @@ class ServedLogprobs:
                 f"The {config.executor} executor's bits depend on its batches.", 'Serve with executor="native".'
             )
         self._model, self._served = model, served
-        self._executor = NativeExecutor(
+        self._executor = scoring_executor(
             served.graph,
             served.weights,
-            num_blocks=-(-max_len // _BLOCK_SIZE),
-            block_size=_BLOCK_SIZE,
+            max_len,
             kv_format=config.kv_format,
             activation=config.activation,
             num_threads=config.num_threads,
-            fuse=config.fuse,
             isa=config.isa,
-            max_model_len=max_len,
+            fuse=config.fuse,
         )
 
     def refresh(self) -> None:

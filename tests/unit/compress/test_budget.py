@@ -5,16 +5,22 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from headrace.base.errors import InvalidRequestError
 from headrace.cli.main import main
 from headrace.compress.allocation import Ladder
+from headrace.compress.awq import output_error
 from headrace.compress.budget import is_budget, parse_budget
 from headrace.compress.gate import Evaluator
+from headrace.compress.gptq import gptq, remaining_errors
 from headrace.compress.planner import LimitError, lowest_rung
 from headrace.compress.sensitivity import Option, measure_options
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.formats.checkpoint import open_checkpoint
+from headrace.formats.compressed_tensors_writer import stored_bytes
+from headrace.formats.safetensors import read_safetensors
+from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import scheme_named
 from tests.support.tiny_llama import VOCAB, random_weights, tiny_llama
 from tests.support.tiny_model import write_model
@@ -87,7 +93,7 @@ def test_predicted_costs_are_near_the_measured_ones():
     for name in names:
         four, eight, plain = options[name]
         rounded = quantize_tensor(weights[name], scheme_named("int4-g32"))
-        assert four.num_bytes == rounded.num_bytes < eight.num_bytes < plain.num_bytes
+        assert four.num_bytes == stored_bytes(rounded, scheme_named("int4-g32")) < eight.num_bytes < plain.num_bytes
         assert plain.kl == 0 < eight.kl < 0.05 * four.kl
         ratios.append(four.kl / evaluator.compare({**weights, name: rounded}).divergence.kl_mean)
     assert 0.5 < np.exp(np.log(ratios).mean()) < 2
@@ -108,7 +114,8 @@ def test_a_budget_in_bits_makes_a_mixed_folder_that_is_read_again(model, tmp_pat
     chosen = dict(card["recipe"]["mixed"])
     assert len(set(chosen.values())) > 1
     tensors = open_checkpoint(out).tensors
-    assert card["quantized_bytes"] == sum(tensor.num_bytes for tensor in tensors.values())
+    stored = read_safetensors(out / "model.safetensors").values()
+    assert card["quantized_bytes"] == sum(tensor.num_bytes for tensor in stored)
     quantized = {name: format_name for name, format_name in chosen.items() if format_name != "bf16"}
     assert sum(tensor.format.block_size > 1 for tensor in tensors.values()) == len(quantized)
     groups = json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"]
@@ -150,3 +157,21 @@ def test_budgets_that_make_no_sense(model, tmp_path, capsys, wrong, said):
     assert main(["quantize", model, "-o", str(tmp_path / "out"), *SMALL, *wrong]) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_what_gptq_leaves_is_predicted_for_text_that_it_has_not_seen():
+    """One free value per column: on the inputs that it was fitted to, the error looks a fraction of what it is."""
+    rng = np.random.default_rng(0)
+    mixing = torch.from_numpy(rng.standard_normal((256, 256)) / 16 + np.eye(256)).float()
+    fitted, met = (torch.from_numpy(rng.standard_normal((n, 256))).float() @ mixing for n in (320, 4096))
+    weight = torch.from_numpy(rng.standard_normal((192, 256))).float()
+    scheme = scheme_named("int4-g32")
+    hessian, moment, own = fitted.T @ fitted, met.T @ met / len(met), fitted.T @ fitted / len(fitted)
+    difference = torch.from_numpy(gptq(weight, hessian, scheme).to_f32()) - weight
+    squares = torch.from_numpy(quantize(weight.numpy(), scheme).scales).double().square().repeat_interleave(32, 1) / 12
+
+    def predicted(inputs):
+        return float((squares @ remaining_errors(hessian, inputs)).sum())
+
+    assert predicted(moment) == pytest.approx(output_error(difference, moment), rel=0.1)
+    assert predicted(own) < 0.6 * predicted(moment)

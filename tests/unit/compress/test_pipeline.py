@@ -15,7 +15,8 @@ from headrace.compress.pipeline import GateError, Judging, open_source, quantize
 from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
-from headrace.formats.checkpoint import open_checkpoint
+from headrace.executors.native_weights import planned_bytes
+from headrace.formats.safetensors import read_safetensors
 from tests.support.tiny_model import write_model
 
 ANYTHING = Thresholds(kl=None, flips=None, perplexity=None)
@@ -59,8 +60,31 @@ def test_the_folder_is_served_as_the_torch_executor_reads_it(model, tmp_path, re
     held = json.loads((tmp_path / "out/card.json").read_text())
     assert held["evaluation"]["divergence"]["kl_mean"] == card.evaluation.divergence.kl_mean > 0
     assert (tmp_path / "out/card.md").read_text() == card.to_markdown()
-    stored = sum(tensor.num_bytes for tensor in open_checkpoint(tmp_path / "out").tensors.values())
-    assert card.quantized_bytes == stored
+    stored = read_safetensors(tmp_path / "out/model.safetensors")
+    assert card.quantized_bytes == sum(tensor.num_bytes for tensor in stored.values())
+    served = open_source(str(tmp_path / "out"))
+    assert card.quantized_memory == planned_bytes(served.graph, served.weights, None, "auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "of_matrix"),
+    [
+        ("int4-g32", 4 + 16 / 32, 128),  # its shape, two numbers of 64 bits
+        ("int4-g32-asym", 4 + (16 + 4) / 32, 128),  # the zero point has 8 bits in memory
+        ("int8-g32-asym", 8 + (16 + 8) / 32, 128),
+        ("mxfp4", 4 + 8 / 32, 0),
+        ("nvfp4", 4 + 8 / 16, 32),  # the scale has 32 bits in memory; here a divisor
+    ],
+)
+def test_the_card_counts_bits_as_the_file_holds_them(model, tmp_path, name, bits, of_matrix):
+    card = quantized(model, tmp_path / "out", Recipe(format=name))
+    matrices = open_source(model).graph
+    shapes = [matrices.params[each].shape for each in matrices.linear_matrices if each not in matrices.logits_params]
+    num_weights = sum(rows * features for rows, features in shapes)
+    assert card.bits_per_weight == pytest.approx(bits + of_matrix * len(shapes) / num_weights)
+    stored = read_safetensors(tmp_path / "out/model.safetensors")
+    parts = (tensor for key, tensor in stored.items() if not key.endswith(".weight"))
+    assert card.bits_per_weight == pytest.approx(8 * sum(tensor.num_bytes for tensor in parts) / num_weights)
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_run_that_was_stopped_goes_on_and_ends_the_same(tmp_path):
         quantize_weights(GRAPH, WEIGHTS, recipe, IDS, store=Store(tmp_path / "work", run), progress=stop)
     store = Store(tmp_path / "work", run)
     assert store.num_kept == 8
-    damaged = tmp_path / "work" / "layers.0.mlp.up.weight.npz"
+    damaged = tmp_path / "work" / "layers.0.mlp.up.weight.npy"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     resumed = quantize_weights(GRAPH, WEIGHTS, recipe, IDS, store=store)
     for name in whole.schemes:
@@ -131,10 +131,10 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("headrace.compress.store.np.savez", full)
+    monkeypatch.setattr("headrace.compress.store.np.save", full)
     with pytest.raises(StorageError, match="No space left"):
         quantize_weights(GRAPH, WEIGHTS, Recipe(), IDS, store=store)
-    assert not list((tmp_path / "work").glob("*.npz"))
+    assert not list((tmp_path / "work").glob("layers.*"))
 
 
 def test_thresholds():
