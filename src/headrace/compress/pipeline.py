@@ -129,7 +129,7 @@ def judged(
 
 
 def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
-    """Measure what each matrix costs in each format, on texts that are neither calibrated on nor judged by."""
+    """Measure what each matrix costs in each format, on some texts of the calibration; GPTQ is fitted to others."""
     count = min(_PLANNING_TEXTS, judging.calibration_texts)
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts + count, judging.length)
     measured = np.linspace(0, len(ids) - 1, count).astype(int)
