@@ -21,7 +21,8 @@ constexpr int32_t kRunPairs = kLanes / 2;
 struct CodeTile {
   const uint8_t* keys[kTileVectors];
   const uint8_t* values[kTileVectors];
-  const uint8_t* next_keys[kTileVectors];  // of the tile after it, to be fetched early
+  const uint8_t* next_keys[kTileVectors];                            // of the tile after it, to be fetched early
+  const uint8_t *far_keys[kTileVectors], *far_values[kTileVectors];  // of the one after that, for L2
   int64_t key_stride, value_stride;
 };
 
@@ -94,10 +95,15 @@ void round_query(const AttentionShape& shape, const IntegerQueries& queries, int
   }
 }
 
-HEADRACE_INLINE void fetch_line(const uint8_t* const (&runs)[kTileVectors], int64_t offset) {
+// As `fetch` of attention_tiles.h.
+HEADRACE_INLINE void fetch_line(const uint8_t* const (&runs)[kTileVectors], const uint8_t* const (&far)[kTileVectors],
+                                int64_t offset) {
   if (offset % 64 != 0) return;
 #pragma GCC unroll 4
-  for (int g = 0; g < kTileVectors; ++g) __builtin_prefetch(runs[g] + offset);
+  for (int g = 0; g < kTileVectors; ++g) {
+    __builtin_prefetch(far[g] + offset, 0, 2);
+    __builtin_prefetch(runs[g] + offset);
+  }
 }
 
 // Scores of N queries, from `first` on, for G runs of keys from `run` on.
@@ -119,7 +125,7 @@ HEADRACE_INLINE void score_runs(const IntegerQueries& queries, int32_t first, co
       i32x16 keys[G];
 #pragma GCC unroll 4
       for (int r = 0; r < G; ++r) keys[r] = Codes::load_lanes_of_pairs(tile.keys[run + r] + pair * tile.key_stride);
-      fetch_line(tile.values, pair * Codes::kPairBytes * kLanes);
+      fetch_line(tile.values, tile.far_values, pair * Codes::kPairBytes * kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
         const i32x16 features = spread<i32x16>(q[pair * kBatch + i]);
@@ -201,7 +207,7 @@ HEADRACE_INLINE void sum_columns(const IntegerQueries& queries, int32_t first, c
       i32x16 values[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) values[v] = Codes::load_lanes_of_pairs(token + v * kLanes * Codes::kPairBytes);
-      if (d == 0) fetch_line(tile.next_keys, pair * tile.value_stride / kTileVectors);
+      if (d == 0) fetch_line(tile.next_keys, tile.far_keys, pair * tile.value_stride / kTileVectors);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
 #pragma GCC unroll 4
@@ -308,6 +314,11 @@ CodeTile tile_in_place(const AttentionShape& shape, const KvLayer& layer, const 
     const int32_t next = run + kTileKeys < context ? run + kTileKeys : position, next_offset = next % shape.block_size;
     const CodeBlock ahead(shape, layer, task, next);
     tile.next_keys[r] = ahead.keys + next_offset * Codes::kPairBytes;
+    const int32_t late = run + 2 * kTileKeys < context ? run + 2 * kTileKeys : next,
+                  late_offset = late % shape.block_size;
+    const CodeBlock far(shape, layer, task, late);
+    tile.far_keys[r] = far.keys + late_offset * Codes::kPairBytes;
+    tile.far_values[r] = far.values + late_offset / 2 * tile.value_stride;
     for (int32_t g = 0; g < queries.groups; ++g) {
       const int64_t at = g * kTileKeys + r * kLanes, stored = int64_t{g} * shape.block_size;
       widen_scales<Codes>(place.key_scales + stored + offset, queries.keys, at);
@@ -344,8 +355,8 @@ CodeTile tile_of_copy(const AttentionShape& shape, const KvLayer& layer, const A
   tile.key_stride = kTileKeys * Codes::kPairBytes;
   tile.value_stride = queries.dim * Codes::kPairBytes;
   for (int r = 0; r < kTileVectors; ++r) {
-    tile.keys[r] = tile.next_keys[r] = keys + r * kLanes * Codes::kPairBytes;
-    tile.values[r] = values + r * kRunPairs * tile.value_stride;
+    tile.keys[r] = tile.next_keys[r] = tile.far_keys[r] = keys + r * kLanes * Codes::kPairBytes;
+    tile.values[r] = tile.far_values[r] = values + r * kRunPairs * tile.value_stride;
   }
   return tile;
 }

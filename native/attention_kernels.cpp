@@ -68,6 +68,11 @@ Tile<T> tile_in_place(const AttentionShape& shape, const KvLayer& layer, const A
     const int32_t next = run + kTileKeys < context ? run + kTileKeys : position, next_offset = next % shape.block_size;
     const Place<T> ahead(shape, layer, task, next);
     tile.next_keys[g] = ahead.keys + next_offset;
+    const int32_t late = run + 2 * kTileKeys < context ? run + 2 * kTileKeys : next,
+                  late_offset = late % shape.block_size;
+    const Place<T> far(shape, layer, task, late);
+    tile.far_keys[g] = far.keys + late_offset;
+    tile.far_values[g] = far.values + int64_t{late_offset} * shape.head_dim;
     if constexpr (is_scaled<T>) {
       __builtin_prefetch(ahead.key_scales + next_offset);
       __builtin_prefetch(ahead.value_scales + next_offset);
@@ -81,8 +86,8 @@ Tile<float> tile_of_copy(const Queries& queries) {
   tile.key_stride = kTileKeys;
   tile.value_stride = queries.dim;
   for (int g = 0; g < kTileVectors; ++g) {
-    tile.keys[g] = tile.next_keys[g] = queries.copy + g * kLanes;
-    tile.values[g] = queries.copy + g * kLanes * queries.dim;
+    tile.keys[g] = tile.next_keys[g] = tile.far_keys[g] = queries.copy + g * kLanes;
+    tile.values[g] = tile.far_values[g] = queries.copy + g * kLanes * queries.dim;
   }
   return tile;
 }
@@ -93,7 +98,7 @@ void widen_keys(const Queries& queries, Tile<T> tile) {
   const int64_t dim = queries.dim;
   float* copy = queries.copy;
   for (int64_t d = 0; d < dim; ++d) {
-    fetch(tile.values, d * kLanes);
+    fetch(tile.values, tile.far_values, d * kLanes);
 #pragma GCC unroll 4
     for (int g = 0; g < kTileVectors; ++g)
       store(copy + d * kTileKeys + g * kLanes, load(tile.keys[g] + d * tile.key_stride));
@@ -105,7 +110,7 @@ void widen_values(const Queries& queries, Tile<T> tile) {
   const int64_t run = kLanes * queries.dim;
   float* copy = queries.copy;
   for (int64_t i = 0; i < run; i += kLanes) {
-    fetch(tile.next_keys, i);
+    fetch(tile.next_keys, tile.far_keys, i);
 #pragma GCC unroll 4
     for (int g = 0; g < kTileVectors; ++g) store(copy + g * run + i, load(tile.values[g] + i));
   }

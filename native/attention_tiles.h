@@ -28,17 +28,22 @@ template <typename T>
 struct Tile {
   const T* keys[kTileVectors];
   const T* values[kTileVectors];
-  const T* next_keys[kTileVectors];  // of the tile after it, to be fetched early
+  const T* next_keys[kTileVectors];                            // of the tile after it, to be fetched early
+  const T *far_keys[kTileVectors], *far_values[kTileVectors];  // of the one after that, for L2
   int64_t key_stride, value_stride;
 };
 
 // Blocks lie apart, so hardware prefetchers start over at each: fetch the values while scoring, the next keys while
-// summing values. Each step asks for its share of the runs, a cache line at a time.
+// summing values, and what comes after them into L2, which waits for more lines at once than L1 does. Each step asks
+// for its share of the runs, a cache line at a time.
 template <typename T>
-HEADRACE_INLINE void fetch(const T* const (&runs)[kTileVectors], int64_t offset) {
+HEADRACE_INLINE void fetch(const T* const (&runs)[kTileVectors], const T* const (&far)[kTileVectors], int64_t offset) {
   if (offset * sizeof(T) % 64 != 0) return;
 #pragma GCC unroll 4
-  for (int g = 0; g < kTileVectors; ++g) __builtin_prefetch(runs[g] + offset);
+  for (int g = 0; g < kTileVectors; ++g) {
+    __builtin_prefetch(far[g] + offset, 0, 2);
+    __builtin_prefetch(runs[g] + offset);
+  }
 }
 
 // out[i * kTileKeys + key] = sum over d, in order, of q[d * kBatch + i] * key[d], for G runs of keys from `run` on.
@@ -55,7 +60,7 @@ HEADRACE_INLINE void score_runs(const float* q, int64_t dim, const Tile<T>& tile
     f32x16 keys[G];
 #pragma GCC unroll 4
     for (int g = 0; g < G; ++g) keys[g] = load(tile.keys[run + g] + d * tile.key_stride);
-    if constexpr (kInPlace) fetch(tile.values, d * kLanes);
+    if constexpr (kInPlace) fetch(tile.values, tile.far_values, d * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
       const f32x16 feature = broadcast(q[d * kBatch + i]);
@@ -98,7 +103,7 @@ HEADRACE_INLINE void sum_columns(const float* weights, const float* decays, cons
       f32x16 values[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) values[v] = load(token + v * kLanes);
-      if (kInPlace && d == 0) fetch(tile.next_keys, j * tile.value_stride / kTileVectors);
+      if (kInPlace && d == 0) fetch(tile.next_keys, tile.far_keys, j * tile.value_stride / kTileVectors);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
         const f32x16 weight = broadcast(weights[i * kTileKeys + j]);
