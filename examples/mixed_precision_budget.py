@@ -7,7 +7,9 @@ taken first, so the choices for all budgets are the rungs of one ladder. The pre
 measured, and both against the same size spent evenly.
 """
 
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 from headrace.compress.budget import parse_budget
 from headrace.compress.pipeline import Judging, judged, make_evaluator, make_planner, open_source
@@ -18,7 +20,7 @@ BUDGETS = ("4.5bits", "5bits")
 JUDGING = Judging(length=64, calibration_texts=2, held_out_texts=2)
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     recipe = Recipe(format=EVEN, method="rtn")
     source = open_source(None)
     planner = make_planner(source, recipe, JUDGING)
@@ -26,12 +28,12 @@ def main() -> None:
     print(f"{len(sizes)} rungs, from {sizes[0] / 1e6:.1f} MB (KL {costs[0]:.3f}) to {sizes[-1] / 1e6:.1f} MB (KL 0)")
 
     evaluator = make_evaluator(source, JUDGING)
-    even = judged(source, recipe, JUDGING, evaluator)
+    even = judged(source, recipe, JUDGING, evaluator, folder / EVEN)
     print(f"{'':10}{'MB':>8}{'predicted':>12}{'measured KL':>14}")
     print(row(f"all {EVEN}", even, None))
     for text in BUDGETS:
         plan = planner.within(parse_budget(text))
-        outcome = judged(source, plan.recipe, JUDGING, evaluator)
+        outcome = judged(source, plan.recipe, JUDGING, evaluator, folder / text)
         print(row(text, outcome, plan.kl))
         for kind, formats in by_kind(plan.recipe.mixed).items():
             print(f"    {kind:8} {', '.join(f'{count} × {name}' for name, count in formats.most_common())}")
@@ -56,4 +58,5 @@ def kl_of(outcome):
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as made:
+        main(Path(made))

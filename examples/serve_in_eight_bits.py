@@ -30,7 +30,7 @@ LOUD, FACTOR = (3, 117, 240, 555), 60
 KV_FORMATS = ("bf16", "int8", "fp8", "int4")
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     source = open_source(None)
     evaluator = make_evaluator(source, JUDGING)
     loud = replace(source, weights=Weights(with_loud_channels(source)))
@@ -41,18 +41,17 @@ def main() -> None:
     outcomes = {}
     for method in ("rtn", "smoothquant"):
         recipe = Recipe(format="int8-channel", method=method, activation="int8")
-        outcomes[method] = judged(loud, recipe, JUDGING, evaluator)
+        outcomes[method] = judged(loud, recipe, JUDGING, evaluator, folder / method)
         print(f"W8A8 by {method:12} KL {outcomes[method].evaluation.divergence.kl_mean:.4f}")
     nearest, smooth = (outcome.evaluation.divergence.kl_mean for outcome in outcomes.values())
     assert smooth < 0.2 * nearest
 
-    with tempfile.TemporaryDirectory() as folder:
-        target, made = Path(folder) / "w8a8", outcomes["smoothquant"].quantized
-        write_folder(source, hf_config(source.checkpoint, source.spec), made.weights, made.schemes, target, {})
-        compare_caches(str(target), token_windows(source.tokenizer, None, count=2, length=48))
-        with LLM(str(target), activation="int8", kv_format="int8") as llm:
-            (result,) = llm.chat([{"role": "user", "content": "What is the capital of France?"}], GREEDY)
-            print(f"served: {result.outputs[0].text!r}")
+    target, made = folder / "w8a8", outcomes["smoothquant"].quantized
+    write_folder(source, hf_config(source.checkpoint, source.spec), made.weights, made.schemes, target, {})
+    compare_caches(str(target), token_windows(source.tokenizer, None, count=2, length=48))
+    with LLM(str(target), activation="int8", kv_format="int8") as llm:
+        (result,) = llm.chat([{"role": "user", "content": "What is the capital of France?"}], GREEDY)
+        print(f"served: {result.outputs[0].text!r}")
 
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
@@ -87,4 +86,5 @@ def compare_caches(model, tokens):
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as made:
+        main(Path(made))
