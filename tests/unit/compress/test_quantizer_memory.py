@@ -16,7 +16,7 @@ LAYER = 4 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE)  # bytes of its ma
 ACTIVATIONS = 4 * TOKENS[0] * TOKENS[1] * (2 * HIDDEN + 4 * INTERMEDIATE)
 MOMENT = 4 * INTERMEDIATE**2  # of the widest inputs: sum of x xᵀ
 FACTORS = 6 * 8 * INTERMEDIATE**2  # GPTQ's, in float64, with LAPACK's copies
-SLACK = 1.5 * LAYER  # the heap's holes within a layer; results of 32 layers, held, would be three times as much
+SLACK = 3 * LAYER  # the heap's holes within a layer; results of 32 layers, held, would be six layers in f32
 
 CHILD = f"""
 import json, re, sys, threading
@@ -76,4 +76,4 @@ def test_memory_is_that_of_two_layers_the_activations_and_their_moment(tmp_path,
     factors = FACTORS if method == "gptq" else 0
     assert many - floor < 2 * LAYER + ACTIVATIONS + MOMENT + factors + SLACK
     if method != "gptq":  # whose peaks are too short to be met in every run
-        assert many - few < 2 * LAYER, "for 32 layers more"
+        assert many - few < 4 * LAYER, "for 32 layers more"
