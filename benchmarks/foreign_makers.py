@@ -167,7 +167,8 @@ def compare(maker: str, python: Path) -> None:
     from headrace.models import build_graph, load_spec, sources
 
     with tempfile.TemporaryDirectory() as made:
-        subprocess.run([python, __file__, "--maker", maker, "--out", made], check=True, stdout=subprocess.DEVNULL)
+        command = [python.absolute(), __file__, "--maker", maker, "--out", made]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=made)  # some leave logs where they run
         for folder in (Path(made) / name for name in FORMATS[maker]):
             if not (folder / "logits.npy").exists():
                 print(f"{folder.name}: the tool failed, see above")

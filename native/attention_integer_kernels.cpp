@@ -95,17 +95,6 @@ void round_query(const AttentionShape& shape, const IntegerQueries& queries, int
   }
 }
 
-// As `fetch` of attention_tiles.h.
-HEADRACE_INLINE void fetch_line(const uint8_t* const (&runs)[kTileVectors], const uint8_t* const (&far)[kTileVectors],
-                                int64_t offset) {
-  if (offset % 64 != 0) return;
-#pragma GCC unroll 4
-  for (int g = 0; g < kTileVectors; ++g) {
-    __builtin_prefetch(far[g] + offset, 0, 2);
-    __builtin_prefetch(runs[g] + offset);
-  }
-}
-
 // Scores of N queries, from `first` on, for G runs of keys from `run` on.
 template <typename Codes, int N, int G>
 HEADRACE_INLINE void score_runs(const IntegerQueries& queries, int32_t first, const CodeTile& tile, int run) {
@@ -125,7 +114,7 @@ HEADRACE_INLINE void score_runs(const IntegerQueries& queries, int32_t first, co
       i32x16 keys[G];
 #pragma GCC unroll 4
       for (int r = 0; r < G; ++r) keys[r] = Codes::load_lanes_of_pairs(tile.keys[run + r] + pair * tile.key_stride);
-      fetch_line(tile.values, tile.far_values, pair * Codes::kPairBytes * kLanes);
+      fetch(tile.values, tile.far_values, pair * Codes::kPairBytes * kLanes);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
         const i32x16 features = spread<i32x16>(q[pair * kBatch + i]);
@@ -207,7 +196,7 @@ HEADRACE_INLINE void sum_columns(const IntegerQueries& queries, int32_t first, c
       i32x16 values[V];
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) values[v] = Codes::load_lanes_of_pairs(token + v * kLanes * Codes::kPairBytes);
-      if (d == 0) fetch_line(tile.next_keys, tile.far_keys, pair * tile.value_stride / kTileVectors);
+      if (d == 0) fetch(tile.next_keys, tile.far_keys, pair * tile.value_stride / kTileVectors);
 #pragma GCC unroll 8
       for (int i = 0; i < N; ++i) {
 #pragma GCC unroll 4

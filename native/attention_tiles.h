@@ -1,4 +1,4 @@
-// A tile of keys and values, and the two products over it. Included by attention_kernels.cpp only (see vectors.h).
+// A tile of keys and values, and the two products over it. Included by attention_queries.h only (see vectors.h).
 #pragma once
 
 #include "kernels.h"

@@ -70,7 +70,7 @@ nb::object linear_test(const std::string& format, const Bytes& raw, const Floats
   const size_t bytes = prepared_bytes(linear->form, rows, in_features);
   const Pages prepared(bytes);
   std::fill_n(prepared.data(), bytes, uint8_t{0xff});
-  constexpr int64_t kRange = 7;
+  constexpr int64_t kRange = 3;
   for (int64_t begin = (rows - 1) / kRange * kRange; begin >= 0; begin -= kRange) {
     prepare(linear->form, x.data(), in_features, rows, in_features, prepared.data(), begin,
             std::min(rows, begin + kRange));

@@ -66,13 +66,13 @@ void Plan::prepare(const View& x, int linear, const Span& out) {
 }
 
 void Plan::norm_prepare(const View& x, int weight, int64_t group, float eps, int linear, const Span& out) {
-  reserve_scratch(PrepareOp::kMostRows * x.features);
+  reserve_scratch(kMostSharedRows * x.features);
   append(std::make_unique<NormPrepareOp>(x, runtime_.vector(weight).data(), group, eps, runtime_.linear(linear).form,
                                          out));
 }
 
 void Plan::glu_prepare(GluActivation activation, const View& gate, const View& up, int linear, const Span& out) {
-  reserve_scratch(PrepareOp::kMostRows * gate.features);
+  reserve_scratch(kMostSharedRows * gate.features);
   append(std::make_unique<GluPrepareOp>(activation, gate, up, runtime_.linear(linear).form, out));
 }
 

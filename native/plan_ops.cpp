@@ -29,6 +29,22 @@ RowRange row_range(int64_t chunk, int64_t rows, int32_t features) {
   return {chunk * step, std::min(rows, (chunk + 1) * step)};
 }
 
+// The same of ops between two that all workers run, who wait for its rows in any case.
+int64_t shared_rows(const Replay& replay, Rows rows) {
+  const int64_t workers = replay.runtime.pool.size();
+  return std::clamp<int64_t>((replay.count(rows) + workers - 1) / workers, 1, kMostSharedRows);
+}
+
+int64_t shared_chunks(const Replay& replay, Rows rows) {
+  const int64_t step = shared_rows(replay, rows);
+  return (replay.count(rows) + step - 1) / step;
+}
+
+RowRange shared_range(const Replay& replay, Rows rows, int64_t chunk) {
+  const int64_t step = shared_rows(replay, rows);
+  return {chunk * step, std::min<int64_t>(replay.count(rows), (chunk + 1) * step)};
+}
+
 // One row of heads, turned to its position.
 void turn(const Replay& replay, const View& x, int64_t row, int32_t head_dim, const Rotation& rotation, float* out) {
   const int64_t angle = int64_t{replay.step.positions[row]} * (rotation.rotary_dim / 2);
@@ -79,20 +95,11 @@ PrepareOp::PrepareOp(const View& x_, const InputForm& form_, const Span& out_)
   touches = {reads(x), touches_span(out, true)};
 }
 
-// All workers wait for the rows anyway: each takes some of few.
-int64_t PrepareOp::rows_per_chunk(const Replay& replay) const {
-  const int64_t workers = replay.runtime.pool.size();
-  return std::clamp<int64_t>((replay.count(x.rows) + workers - 1) / workers, 1, kMostRows);
-}
-
-int64_t PrepareOp::num_chunks(const Replay& replay) const {
-  const int64_t step = rows_per_chunk(replay);
-  return (replay.count(x.rows) + step - 1) / step;
-}
+int64_t PrepareOp::num_chunks(const Replay& replay) const { return shared_chunks(replay, x.rows); }
 
 void PrepareOp::run(const Replay& replay, int64_t chunk, int worker) const {
-  const int64_t count = replay.count(x.rows), step = rows_per_chunk(replay);
-  const int64_t begin = chunk * step, end = std::min(count, begin + step);
+  const int64_t count = replay.count(x.rows);
+  const auto [begin, end] = shared_range(replay, x.rows, chunk);
   const auto [first, ld] = rows(replay, begin, end, worker);
   headrace::prepare(form, first - begin * ld, ld, count, x.features, replay.runtime.arena() + out.begin, begin, end);
 }
@@ -247,7 +254,7 @@ WriteKvOp::WriteKvOp(const View& k_, const Rotation* rotation_, const View& v_, 
   touches = {reads(k), reads(v), touches_kv(index, true)};
 }
 
-int64_t WriteKvOp::num_chunks(const Replay& replay) const { return row_chunks(replay.step.num_tokens, 8 * k.features); }
+int64_t WriteKvOp::num_chunks(const Replay& replay) const { return shared_chunks(replay, Rows::tokens); }
 
 void WriteKvOp::run(const Replay& replay, int64_t chunk, int worker) const {
   const Step& step = replay.step;
@@ -256,7 +263,7 @@ void WriteKvOp::run(const Replay& replay, int64_t chunk, int worker) const {
     return row > 0 && row < step.num_tokens && step.positions[row] % shape.block_size % 2 == 1 &&
            replay.schedule.sequence_of(row) == replay.schedule.sequence_of(row - 1);
   };
-  auto [begin, end] = row_range(chunk, step.num_tokens, 8 * k.features);
+  auto [begin, end] = shared_range(replay, Rows::tokens, chunk);
   begin += is_second(begin);
   end += is_second(end);
   for (int64_t row = begin; row < end; ++row) {

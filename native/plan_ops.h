@@ -30,8 +30,10 @@ struct RmsNormOp final : Op {
 
 // Converts rows to what a linear kernel reads. Subclasses compute the rows first, a tile at a time, into the worker's
 // scratch: nothing else reads them.
+// Rows of a chunk, at most, of an op that all workers wait for: each takes its part even of few.
+constexpr int64_t kMostSharedRows = 16;
+
 struct PrepareOp : Op {
-  static constexpr int64_t kMostRows = 16;  // of a chunk
   PrepareOp(const View& x, const InputForm& form, const Span& out);
   int64_t num_chunks(const Replay& replay) const final;
   void run(const Replay& replay, int64_t chunk, int worker) const final;
@@ -40,9 +42,6 @@ struct PrepareOp : Op {
   View x;
   InputForm form;
   Span out;
-
- private:
-  int64_t rows_per_chunk(const Replay& replay) const;
 };
 
 struct NormPrepareOp final : PrepareOp {

@@ -5,6 +5,7 @@ as the system likes.
 """
 
 import json
+import os
 import subprocess
 import sys
 
@@ -16,7 +17,9 @@ LAYER = 4 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INTERMEDIATE)  # bytes of its ma
 ACTIVATIONS = 4 * TOKENS[0] * TOKENS[1] * (2 * HIDDEN + 4 * INTERMEDIATE)
 MOMENT = 4 * INTERMEDIATE**2  # of the widest inputs: sum of x xᵀ
 FACTORS = 6 * 8 * INTERMEDIATE**2  # GPTQ's, in float64, with LAPACK's copies
-SLACK = 3 * LAYER  # the heap's holes within a layer; results of 32 layers, held, would be six layers in f32
+SLACK = LAYER / 2  # Python's own objects
+# Whatever is large lies apart and goes back when it is freed: what the heap does with holes is not quantization's.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 CHILD = f"""
 import json, re, sys, threading
@@ -71,9 +74,9 @@ print(json.dumps([anonymous(), *map(peak, counts)]))
 @pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
 def test_memory_is_that_of_two_layers_the_activations_and_their_moment(tmp_path, method):
     command = [sys.executable, "-c", CHILD, str(tmp_path), method, json.dumps([2, 18 if method == "gptq" else 34])]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | ENVIRONMENT)
     floor, few, many = json.loads(ran.stdout)
     factors = FACTORS if method == "gptq" else 0
     assert many - floor < 2 * LAYER + ACTIVATIONS + MOMENT + factors + SLACK
     if method != "gptq":  # whose peaks are too short to be met in every run
-        assert many - few < 4 * LAYER, "for 32 layers more"
+        assert many - few < LAYER, "for 32 layers more"
