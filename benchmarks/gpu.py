@@ -15,7 +15,6 @@ from contextlib import closing, nullcontext
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from headrace.compress.pipeline import Source, open_source
 from headrace.compress.recipe import Recipe
@@ -24,6 +23,7 @@ from headrace.engine.step import SampleRow, Step
 from headrace.executors.torch_device import repeatable, torch_device
 from headrace.executors.torch_executor import TorchExecutor
 from headrace.numerics.fake_quantize import fake_quantize
+from headrace.train.gradients import Gradients
 from headrace.train.model import GraphModel
 
 BLOCK_SIZE, CONTEXT = 16, 512
@@ -96,29 +96,22 @@ def main() -> None:
 
 
 def train_figures(args: argparse.Namespace, device: torch.device, source: Source, flops: float) -> None:
-    """A step of training without the optimizer, and its rounding alone. The work: all matrices, three times."""
+    """A step's gradients as the trainer computes them, without the optimizer, and its rounding alone. The work: all
+    matrices, three times."""
     schemes = Recipe(format="int4-g32").schemes(source.graph)
     model = GraphModel(source.graph, source.weights, schemes, device=args.device)
-    ids = torch.randint(0, 1000, (args.batch_size, args.length), device=device)
+    ids = np.random.default_rng(0).integers(0, 1000, (args.batch_size, args.length))
     matrices = [model.master(name) for name in schemes]
     count = sum(matrix.numel() for matrix in matrices)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            logits = model(ids).reshape(*ids.shape, -1)[:, :-1]
-            loss = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-
-    tokens = ids.numel()
     (logits,) = source.graph.logits_params
-    work = 6 * tokens * (count + model.master(logits).numel())
+    work = 6 * ids.size * (count + model.master(logits).numel())
     for name, context in (("any order", nullcontext()), ("repeatable", repeatable(device))):
+        gradients = Gradients(model, None, compute="bf16")
         with context:
-            took = seconds(device, step)
+            took = seconds(device, lambda: gradients(ids))  # noqa: B023 (called in its turn)
         memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
         print(
-            f"QAT forward and backward of {tokens} tokens, {name}: {1e3 * took:.1f} ms, {tokens / took:,.0f} tok/s,"
+            f"QAT forward and backward of {ids.size} tokens, {name}: {1e3 * took:.1f} ms, {ids.size / took:,.0f} tok/s,"
             f" {work / took / flops:.1%} of the matrix rate; {memory:.1f} GiB"
         )
     scheme = next(iter(schemes.values()))

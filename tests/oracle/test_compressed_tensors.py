@@ -27,10 +27,11 @@ from headrace.numerics.quantize import quantize
 from headrace.numerics.rounding import round_to
 from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import part, write_hf_folder
+from tests.support.checkpoints import write_hf_folder
 from tests.support.executors import EXECUTORS, executor_of
 from tests.support.hf_models import make_model
 from tests.support.quantized_parts import awq_parts
+from tests.support.raw_tensors import part
 from tests.support.stepping import Stepper
 
 DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}

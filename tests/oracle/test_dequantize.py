@@ -6,7 +6,7 @@ import pytest
 
 from headrace.numerics.formats import FORMATS
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import quantized, random_tensor
+from tests.support.raw_tensors import quantized, random_tensor
 
 QUANTIZABLE = ["f16", "bf16", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from headrace import LLM, SamplingParams, _native
-from tests.support.checkpoints import random_tensor
+from tests.support.raw_tensors import random_tensor
 
 ROUNDS = 5
 

@@ -8,7 +8,7 @@ from headrace.numerics.float4 import E2M1_VALUES
 from headrace.numerics.float8 import E4M3_VALUES
 from headrace.numerics.rounding import bf16_to_f32, f32_to_bf16
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import part
+from tests.support.raw_tensors import part
 
 Array = np.ndarray[Any, Any]
 Packed = tuple[dict[str, RawTensor], dict[str, Any], Array]

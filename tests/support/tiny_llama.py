@@ -7,7 +7,7 @@ import numpy as np
 from headrace.graph.builder import GraphBuilder, Value
 from headrace.graph.ir import Graph, RopeTable
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import quantized
+from tests.support.raw_tensors import quantized
 
 VOCAB = 96
 HIDDEN = 64

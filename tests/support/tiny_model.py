@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from headrace.models import build_graph, load_spec, sources
-from tests.support.checkpoints import quantized, write_tiny_gguf
+from tests.support.checkpoints import write_tiny_gguf
+from tests.support.raw_tensors import quantized
 
 TOKENS = [*(chr(code) for code in range(33, 127)), "ab", "<|end|>"]
 METADATA: dict[str, Any] = {

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="SIZE", help="give each matrix a format of its own, the best for 4.6bits a weight, or 110MB"
     )
-    parser.add_argument("--method", default="gptq", help="rtn, gptq, awq or smoothquant (default: gptq)")
+    parser.add_argument("--method", default="gptq", help="rtn, gptq, awq, awq+gptq or smoothquant (default: gptq)")
     parser.add_argument(
         "--activation", choices=("f32", "int8"), help="as it will be served, so as it is judged (default: f32)"
     )

@@ -17,9 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     qat.add_argument("--format", default="int4-g32", help="as in headrace quantize (default: int4-g32)")
     qat.add_argument("--ignore", action="append", default=[], metavar="PATTERN", help="leave matching matrices")
     qat.add_argument("--logits", metavar="FORMAT", help="quantize the logits' matrix too (and a tied embedding)")
-    qat.add_argument("--start", default="gptq", help="masters begin as GPTQ's outcome (default) or as the weights")
+    qat.add_argument(
+        "--start", default="awq+gptq", help="weights, awq, gptq or awq+gptq (default: awq+gptq): what masters begin as"
+    )
     qat.add_argument("--loss", default="distill", help="distill (from the model itself) or next_token")
-    qat.add_argument("--data", default="own,corpus", help="own samples, corpus (Python's docs), or both (default)")
+    qat.add_argument(
+        "--data",
+        default="own,corpus",
+        help="any of own samples, chat (own conversations), corpus (Python's docs); default: own,corpus",
+    )
     qat.add_argument("--sequences", type=positive, default=512, metavar="N", help="to train on (default: 512)")
     qat.add_argument("--length", type=positive, default=128, metavar="N", help="tokens of each (default: 128)")
     qat.add_argument("--steps", type=positive, default=200, metavar="N")

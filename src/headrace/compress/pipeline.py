@@ -22,7 +22,7 @@ from headrace.compress.gate import Evaluation, Evaluator, Thresholds, decode_spe
 from headrace.compress.gguf_export import gguf_metadata, gguf_tensors, refuse_unheld
 from headrace.compress.planner import Planned, Planner, lowest_rung
 from headrace.compress.quantizer import Quantized, quantize_weights
-from headrace.compress.recipe import SCALE_MOVING, Recipe
+from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
 from headrace.executors.native_weights import planned_bytes
 from headrace.formats.checkpoint import Checkpoint
@@ -339,14 +339,15 @@ def write_folder(
 
 
 def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame]:
-    """All matrices, those whose outputs err most first; of the first few, what each costs by itself, if it makes sense
-    by itself."""
+    """All matrices, those whose outputs err most first; of the first few, what each costs by itself."""
     order = sorted(outcome.quantized.rounded, key=lambda rounded: -rounded.error)
+    moves = {name: moved for moved in outcome.quantized.moved for name in moved.matrices}
     blame = []
     for i, rounded in enumerate(order):
         kl = None
-        if i < _BLAMED and outcome.recipe.method not in SCALE_MOVING:
-            alone = {**source.weights, rounded.name: rounded.tensor}
+        if i < _BLAMED:
+            around = moves[rounded.name].apply(source.weights) if rounded.name in moves else {}
+            alone = {**source.weights, **around, rounded.name: rounded.tensor}
             kl = evaluator.compare(alone, num_texts=_BLAME_TEXTS).divergence.kl_mean
         blame.append(Blame(name=rounded.name, error=rounded.error, kl_mean=kl))
     return blame

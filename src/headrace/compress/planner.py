@@ -72,9 +72,7 @@ class Planner:
         if not names:
             raise InvalidRequestError("There are no matrices to choose formats for.", "Ignore less.")
         formats = {name: _candidates(weights[name]) for name in names}
-        options = measure_options(
-            graph, weights, formats, token_ids, fitted=fitted if recipe.method == "gptq" else None
-        )
+        options = measure_options(graph, weights, formats, token_ids, fitted=fitted if recipe.fits else None)
         self._recipe = recipe
         self._num_weights = sum(graph.params[name].shape[0] * graph.params[name].shape[1] for name in names)
         self._other_bytes = _bytes_without(names, spec, graph, weights, recipe)

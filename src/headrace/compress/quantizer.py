@@ -12,7 +12,7 @@ from headrace.base.errors import CheckpointError
 from headrace.base.heap import give_back
 from headrace.compress.awq import awq_factors, output_error
 from headrace.compress.gptq import gptq
-from headrace.compress.recipe import SCALE_MOVING, Recipe
+from headrace.compress.recipe import Recipe
 from headrace.compress.smoothquant import smooth_factors
 from headrace.compress.store import Store
 from headrace.executors.native_quantize import quantize_tensor
@@ -44,6 +44,28 @@ class Rounded:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Scale that went from a norm into the matrices that read it. By itself it changes nothing that they compute.
+
+    Attributes:
+        norm: the name of its weights, which were divided by the factors.
+        matrices: the names of those whose columns were multiplied.
+        factors: float32 ``[features]``.
+    """
+
+    norm: str
+    matrices: Sequence[str]
+    factors: np.ndarray
+
+    def apply(self, weights: Mapping[str, RawTensor]) -> dict[str, RawTensor]:
+        """The norm's weights and the matrices after the move, unrounded, in f32; `weights` are from before it."""
+        return {
+            self.norm: RawTensor.from_f32(weights[self.norm].to_f32() / self.factors),
+            **{name: RawTensor.from_f32(weights[name].to_f32() * self.factors) for name in self.matrices},
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Quantized:
     """A quantized model.
 
@@ -51,11 +73,13 @@ class Quantized:
         weights: every parameter of the graph.
         schemes: of those that are quantized.
         rounded: the same, in order.
+        moved: what was done before rounding.
     """
 
     weights: Mapping[str, RawTensor]
     schemes: Mapping[str, Scheme]
     rounded: Sequence[Rounded]
+    moved: Sequence[Moved]
 
 
 def quantize_weights(
@@ -85,7 +109,7 @@ def quantize_weights(
     """
     schemes = recipe.schemes(graph)
     used, places = used_rows(token_ids)
-    run = _Pass(graph, weights, schemes, recipe.method, used, store, progress, anchored)
+    run = _Pass(graph, weights, recipe, schemes, used, store, progress, anchored)
     with torch.inference_mode():
         output = graph.node(graph.output)
         has_logits = not schemes.keys().isdisjoint(output.params)
@@ -93,7 +117,7 @@ def quantize_weights(
         last = run_sequences(walked, places, run.visit)
         if has_logits:
             run.visit(output, [last])
-    return Quantized({**weights, **run.changed}, run.schemes, tuple(run.rounded))
+    return Quantized({**weights, **run.changed}, run.schemes, tuple(run.rounded), tuple(run.moved))
 
 
 class _Pass:
@@ -103,14 +127,14 @@ class _Pass:
         self,
         graph: Graph,
         weights: Mapping[str, RawTensor],
+        recipe: Recipe,
         schemes: Mapping[str, Scheme],
-        method: str,
         used: np.ndarray,
         store: Store | None,
         progress: Progress | None,
         anchored: bool,
     ) -> None:
-        self._weights, self._schemes, self._method = weights, dict(schemes), method
+        self._weights, self._recipe, self._schemes = weights, recipe, dict(schemes)
         self._used = used  # rows of the embedding table that the walk reads, by whose places here it names tokens
         self._store, self._progress, self._anchored = store, progress, anchored
         self._readers = {
@@ -121,10 +145,11 @@ class _Pass:
         self._hessian: tuple[str, Tensor] | None = None  # of one value: what reads the same comes one after the other
         self.changed: dict[str, RawTensor] = {}
         self.rounded: list[Rounded] = []
+        self.moved: list[Moved] = []
 
     def visit(self, node: Node, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Round what `node` multiplies with, if that is asked for; the parameters it runs with."""
-        if node.op == "rms_norm" and self._method in SCALE_MOVING:
+        if node.op == "rms_norm" and self._recipe.moves_scale:
             self._move_scale(node, inputs[0])
         if node.op == "linear":
             for name in node.params[: node.integer("parts")]:
@@ -160,7 +185,7 @@ class _Pass:
             self._progress(name)
 
     def _rounded_by_method(self, weight: Tensor, hessian: Tensor, scheme: Scheme) -> RawTensor:
-        if self._method == "gptq" and isinstance(scheme, IntegerScheme | GgufScheme):
+        if self._recipe.fits and isinstance(scheme, IntegerScheme | GgufScheme):
             groups = gptq(weight, hessian, scheme, anchored=self._anchored)
             return gguf_tensor(groups) if isinstance(scheme, GgufScheme) else RawTensor.from_groups(groups)
         return quantize_tensor(RawTensor.from_f32(weight.numpy()), scheme)
@@ -200,12 +225,12 @@ class _Pass:
         outputs = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.number("eps")) * weight
         values = [self._value(name) for name in matrices]
         factors = self._factors(values, outputs, [self._schemes[name] for name in matrices])
-        self.changed[norm.params[0]] = RawTensor.from_f32((weight / factors).numpy())
-        for name, value in zip(matrices, values, strict=True):
-            self.changed[name] = RawTensor.from_f32((value * factors).numpy())
+        moved = Moved(norm.params[0], tuple(matrices), factors.numpy())
+        self.changed |= moved.apply(self._weights)
+        self.moved.append(moved)
 
     def _factors(self, values: Sequence[Tensor], outputs: Tensor, schemes: Sequence[Scheme]) -> Tensor:
-        if self._method == "awq":
+        if self._recipe.method != "smoothquant":
             return awq_factors(values, outputs, outputs.T @ outputs, schemes)
         integers = [scheme for scheme in schemes if isinstance(scheme, IntegerScheme)]
         assert len(integers) == len(schemes), "the recipe has checked it"

@@ -16,9 +16,7 @@ from headrace.numerics.schemes import (
     scheme_named,
 )
 
-SCALE_MOVING = ("awq", "smoothquant")
-"""Methods after which a matrix makes sense only with the norm before it."""
-METHODS = ("rtn", "gptq", *SCALE_MOVING)
+METHODS = ("rtn", "gptq", "awq", "awq+gptq", "smoothquant")
 PLAIN = "bf16"
 """In place of a format in `Recipe.mixed`: not quantized."""
 
@@ -33,8 +31,8 @@ class Recipe:
         format: of the matrices of all linear layers but the logits (`scheme_named`).
         method: ``rtn`` rounds each value to the nearest; ``gptq`` lets later columns of a matrix make up for the
             rounding of earlier ones (arXiv:2210.17323); ``awq`` first moves scale from weights to the norm before them,
-            where inputs are large (arXiv:2306.00978); ``smoothquant`` does so for what 8-bit inputs lose
-            (arXiv:2211.10438), and asks for int8 on both sides.
+            where inputs are large (arXiv:2306.00978); ``awq+gptq``, one after the other; ``smoothquant`` moves scale
+            for what 8-bit inputs lose (arXiv:2211.10438), and asks for int8 on both sides.
         activation: how the outcome will be served, and so is judged: ``f32`` or ``int8``.
         ignore: shell-style patterns of parameter names to leave as they are; each must match something.
         logits: a format for the logits' matrix, and the embedding table if it is the same; None leaves them.
@@ -65,7 +63,7 @@ class Recipe:
         used = {self.format, *(name for _, name in self.mixed if name != PLAIN)}
         schemes = {name: scheme_named(name) for name in used}
         for name, scheme in schemes.items():
-            if self.method == "gptq" and not isinstance(scheme, IntegerScheme | GgufScheme):
+            if self.fits and not isinstance(scheme, IntegerScheme | GgufScheme):
                 raise InvalidRequestError(f"GPTQ does not round to {name}.", "Use an integer format, or rtn.")
         if self.method == "smoothquant":
             self._check_smoothquant(schemes)
@@ -86,6 +84,16 @@ class Recipe:
     def is_gguf(self) -> bool:
         """Whether it makes a GGUF file; else a folder."""
         return isinstance(scheme_named(self.format), GgufScheme)
+
+    @property
+    def fits(self) -> bool:
+        """Whether later columns of a matrix make up for earlier ones, by the inputs that they meet."""
+        return self.method in ("gptq", "awq+gptq")
+
+    @property
+    def moves_scale(self) -> bool:
+        """Whether a matrix makes sense only with the norm before it."""
+        return self.method in ("awq", "awq+gptq", "smoothquant")
 
     @property
     def executor_activation(self) -> str:

@@ -8,7 +8,8 @@ d head_dim.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from headrace.engine.step import Step
-from headrace.graph.ir import Node
+from headrace.graph.ir import Node, RopeTable
 from headrace.numerics.kv_cache import RoundedHeads, round_heads, widen_heads
 from headrace.numerics.kv_formats import scales_per_head
 
@@ -119,6 +120,7 @@ class Batch:
         sample_rows: int64 [R].
         sequences: one entry per sequence.
         kv: one cache per attention layer.
+        rotations: see `rotation`; kept for the layers behind the first.
     """
 
     token_ids: Tensor
@@ -127,6 +129,7 @@ class Batch:
     sample_rows: Tensor
     sequences: tuple[SequenceRows, ...]
     kv: Sequence[KVCache]
+    rotations: dict[tuple[RopeTable, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of_step(cls, step: Step, kv: Sequence[KVCache], block_size: int, device: torch.device) -> "Batch":
@@ -219,10 +222,18 @@ def rotation(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
 
     In float64, since at long positions a float32 product would already be off by 1e-3 radians.
     """
-    table = call.node.rope()
-    inv_freq = torch.tensor(table.inv_freq, dtype=dtype, device=call.batch.positions.device)
-    angles_tf = call.batch.positions[:, None].to(dtype) * inv_freq
-    return torch.cos(angles_tf) * table.scale, torch.sin(angles_tf) * table.scale
+    table, batch = call.node.rope(), call.batch
+    if (table, dtype) not in batch.rotations:
+        angles_tf = batch.positions[:, None].to(dtype) * _frequencies(table, dtype, batch.positions.device)
+        batch.rotations[table, dtype] = torch.cos(angles_tf) * table.scale, torch.sin(angles_tf) * table.scale
+    return batch.rotations[table, dtype]
+
+
+@lru_cache(maxsize=64)
+def _frequencies(table: RopeTable, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Copied to a device once: each copy waits for what is under way there."""
+    with torch.inference_mode(False):
+        return torch.tensor(table.inv_freq, dtype=dtype, device=device)
 
 
 def rotate(call: Call, cos_tf: Tensor, sin_tf: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def run_sequences(
             if last_reader.get(name, -1) >= end or name == graph.output
         ]
         if checkpointed:
-            values = checkpoint(run, begin, end, names, values, use_reentrant=False)
+            values = checkpoint(run, begin, end, names, values, use_reentrant=False, preserve_rng_state=False)
         else:
             values = run(begin, end, names, values)
         names = outer

@@ -15,6 +15,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError("Fake quantization needs torch.", "pip install headrace[torch]") from error
 
 import math
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -150,15 +151,25 @@ def _float8(values: Tensor, scheme: Float8Scheme) -> tuple[Tensor, Tensor]:
 def _float4(groups: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     quotients = _quotients(groups, scales)
     magnitudes = quotients.abs()
-    codes = torch.searchsorted(torch.from_numpy(E2M1_BOUNDS).to(groups.device), magnitudes)
-    values = torch.from_numpy(E2M1_VALUES).to(groups.device)[codes + 8 * quotients.signbit()]
+    bounds, e2m1, _ = _tables(groups.device)
+    codes = torch.searchsorted(bounds, magnitudes)
+    values = e2m1[codes + 8 * quotients.signbit()]
     return values * scales, magnitudes <= float(E2M1_MAX)
+
+
+@lru_cache(maxsize=16)
+def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """e2m1's bounds and values, e8m0's values: copied to a device once."""
+    with torch.inference_mode(False):
+        bounds, e2m1, e8m0 = (torch.tensor(table, device=device) for table in (E2M1_BOUNDS, E2M1_VALUES, E8M0_VALUES))
+    return bounds, e2m1, e8m0
 
 
 def _mxfp4_scales(peaks: Tensor) -> Tensor:
     _, exponents = torch.frexp(torch.where(peaks.isfinite(), peaks, 0))
     codes = (exponents - 3).clamp(min=-127) + 127
-    return torch.where(peaks.isfinite(), torch.from_numpy(E8M0_VALUES).to(peaks.device)[codes.long()], torch.nan)
+    *_, e8m0 = _tables(peaks.device)
+    return torch.where(peaks.isfinite(), e8m0[codes.long()], torch.nan)
 
 
 def _nvfp4_scales(peaks: Tensor, scheme: Nvfp4Scheme) -> Tensor:

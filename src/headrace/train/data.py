@@ -12,8 +12,9 @@ from headrace.engine.sampling import SamplingParams
 from headrace.llm.llm import LLM
 from headrace.text.tokenizer import Tokenizer
 
-SOURCES = ("own", "corpus")
+SOURCES = ("own", "chat", "corpus")
 _OPENING = 4  # tokens of a text that an own sample begins with
+_USER_SAYS = "what the user says"  # where a chat template puts it, a sample begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +57,36 @@ def corpus_sequences(tokenizer: Tokenizer, count: int, length: int, seed: int) -
 
 
 def own_sequences(llm: LLM, count: int, length: int, seed: int) -> Sequences:
-    """What the model says itself at temperature 1 after the first tokens of texts: no data but openings."""
+    """What the model says itself after the first tokens of texts: no data but openings."""
     openings = [
         ids[:_OPENING] for text in texts("calibration") if len(ids := llm.tokenizer.encode(text[:200])) >= _OPENING
     ]
-    prompts = [openings[i % len(openings)] for i in range(count)]
+    return _said(llm, [openings[i % len(openings)] for i in range(count)], length, seed)
+
+
+def chat_sequences(llm: LLM, count: int, length: int, seed: int) -> Sequences:
+    """Conversations that the model makes up, both sides of them: no data at all (Magpie, arXiv:2406.08464).
+
+    Raises:
+        TemplateError: the model has no chat template.
+        InvalidRequestError: its template begins no user's turn, or takes more than `length` tokens to.
+    """
+    message = {"role": "user", "content": _USER_SAYS}
+    opening, said, _ = llm.model.text.template.render([message], add_generation_prompt=False).partition(_USER_SAYS)
+    ids = llm.tokenizer.encode(opening, add_special_tokens=False) if said else []
+    if not 0 < len(ids) < length:
+        raise InvalidRequestError(
+            f"The chat template begins a user's turn with {len(ids)} tokens; sequences have {length}.",
+            "Use other data than chat, or longer sequences.",
+        )
+    return _said(llm, [ids] * count, length, seed)
+
+
+def _said(llm: LLM, prompts: list[list[int]], length: int, seed: int) -> Sequences:
+    """Prompts and what the model says after them at temperature 1, past the ends that it sees."""
     params = [
-        SamplingParams(max_tokens=length - _OPENING, temperature=1.0, ignore_eos=True, seed=seed + i)
-        for i in range(count)
+        SamplingParams(max_tokens=length - len(prompt), temperature=1.0, ignore_eos=True, seed=seed + i)
+        for i, prompt in enumerate(prompts)
     ]
     results = llm.generate(prompts, params)
     return Sequences(np.array([[*r.prompt_token_ids, *r.outputs[0].token_ids] for r in results], np.int64))

@@ -10,14 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor
 
 from headrace.base.errors import CheckpointError, HeadraceError, InvalidRequestError, StorageError
 from headrace.executors.torch_device import repeatable
+from headrace.train.gradients import LOSSES, Gradients
 from headrace.train.model import GraphModel
-
-LOSSES = ("distill", "next_token")
 
 
 class DivergedError(HeadraceError):
@@ -99,16 +96,17 @@ def train(
     assert (teacher is not None) == (config.loss == "distill"), "distillation has a teacher"
     optimizer = _optimizer(model, config)
     start = _resume(folder, model, optimizer, config)
+    gradients = Gradients(model, teacher, compute=config.compute)
     with repeatable(model.device):
         for step in range(start, config.steps):
-            figures = _advance(model, teacher, optimizer, batch_of(step), config, step)
+            figures = _advance(model, gradients, optimizer, batch_of(step), config, step)
             report(step, figures)
             _keep(folder, model, optimizer, config, step, figures)
 
 
 def _advance(
     model: GraphModel,
-    teacher: GraphModel | None,
+    gradients: Gradients,
     optimizer: torch.optim.AdamW,
     batch: np.ndarray,
     config: TrainingConfig,
@@ -118,35 +116,20 @@ def _advance(
     began = time.perf_counter()
     for group in optimizer.param_groups:
         group["lr"] = config.rate(step)
-    loss = _loss(model, teacher, torch.from_numpy(batch).to(model.device), config)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss = gradients(batch)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     if not (torch.isfinite(loss) and torch.isfinite(norm)):
         raise DivergedError(
-            f"Step {step} has the loss {float(loss.detach())} and the gradient norm {float(norm)}.",
+            f"Step {step} has the loss {float(loss)} and the gradient norm {float(norm)}.",
             "Lower the learning rate; the last checkpoint is from before.",
         )
     optimizer.step()
     return {
-        "loss": float(loss.detach()),
+        "loss": float(loss),
         "grad_norm": float(norm),
         "learning_rate": config.rate(step),
         "seconds": time.perf_counter() - began,
     }
-
-
-def _loss(model: GraphModel, teacher: GraphModel | None, ids: Tensor, config: TrainingConfig) -> Tensor:
-    """Mean over the positions that have a next token."""
-    count, length = ids.shape
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=config.compute == "bf16"):
-        student = model(ids).reshape(count, length, -1)[:, :-1]
-        if teacher is None:
-            return F.cross_entropy(student.float().flatten(0, 1), ids[:, 1:].flatten())
-        with torch.no_grad(), teacher.unquantized():
-            target = teacher(ids).reshape(count, length, -1)[:, :-1].float().log_softmax(-1)
-    found = student.float().log_softmax(-1)
-    return F.kl_div(found.flatten(0, 1), target.flatten(0, 1), reduction="batchmean", log_target=True)
 
 
 def _optimizer(model: GraphModel, config: TrainingConfig) -> torch.optim.AdamW:

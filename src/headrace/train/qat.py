@@ -20,9 +20,11 @@ from headrace.llm.llm import LLM
 from headrace.numerics.schemes import IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
-from headrace.train.data import SOURCES, Sequences, corpus_sequences, own_sequences
+from headrace.train.data import SOURCES, Sequences, chat_sequences, corpus_sequences, own_sequences
 from headrace.train.loop import TrainingConfig, train
 from headrace.train.model import GraphModel
+
+STARTS = ("weights", "gptq", "awq", "awq+gptq")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +34,10 @@ class QatConfig:
     Attributes:
         recipe: its format, what it ignores and the logits' format; the method is training.
         training: see `TrainingConfig`.
-        start: ``weights``: masters begin as the model's weights; ``gptq``: as what GPTQ makes of them, where it can.
-        data: ``own``: what the model says itself; ``corpus``: the calibration texts; or both, half and half.
+        start: ``weights``: masters begin as the model's weights; ``awq``: as these after scale was moved, not rounded;
+            ``gptq``, ``awq+gptq``: as what these methods of `Recipe` round them to, where the format is symmetric.
+        data: ``own``: what the model says itself after the beginnings of texts; ``chat``: conversations that it makes
+            up; ``corpus``: the calibration texts; of several, as much of each.
         sequences: how many, of `length` tokens.
         seed: of data and order.
         checkpointed: compute layers again for gradients: less memory, more time.
@@ -41,19 +45,19 @@ class QatConfig:
 
     recipe: Recipe
     training: TrainingConfig
-    start: str = "gptq"
-    data: tuple[str, ...] = SOURCES
+    start: str = "awq+gptq"
+    data: tuple[str, ...] = ("own", "corpus")
     sequences: int = 512
     length: int = 128
     seed: int = 0
     checkpointed: bool = False
 
     def __post_init__(self) -> None:
-        if self.start not in ("weights", "gptq"):
-            raise InvalidRequestError(f"Start {self.start!r} is not known.", "Use weights or gptq.")
+        if self.start not in STARTS:
+            raise InvalidRequestError(f"Start {self.start!r} is not known.", f"Use one of {', '.join(STARTS)}.")
         if not self.data or set(self.data) - set(SOURCES):
             raise InvalidRequestError(
-                f"Data {','.join(self.data)!r} is not known.", f"Use {' or '.join(SOURCES)}, or both."
+                f"Data {','.join(self.data)!r} is not known.", f"Use one of {', '.join(SOURCES)}, or several."
             )
 
 
@@ -134,11 +138,18 @@ def _start(
 ) -> Mapping[str, RawTensor]:
     """The masters' first values."""
     symmetric = all(isinstance(scheme, IntegerScheme) and scheme.symmetric for scheme in schemes.values())
-    if config.start == "weights" or not symmetric or (work / "checkpoint.pt").exists():
+    impossible = config.start != "awq" and not symmetric
+    if config.start == "weights" or impossible or (work / "checkpoint.pt").exists():
         return source.weights
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
-    recipe = replace(config.recipe, method="gptq")
-    return quantize_weights(source.graph, source.weights, recipe, ids, anchored=True).weights
+    recipe = replace(config.recipe, method=config.start)
+    quantized = quantize_weights(source.graph, source.weights, recipe, ids, anchored=True)
+    if config.start != "awq":
+        return quantized.weights
+    weights = dict(source.weights)
+    for moved in quantized.moved:
+        weights |= moved.apply(source.weights)
+    return weights
 
 
 def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Sequences:
@@ -151,9 +162,10 @@ def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Se
     for kind in config.data:
         if kind == "corpus":
             parts.append(corpus_sequences(source.tokenizer, each, config.length, config.seed).ids)
-        else:
-            with LLM(name) as llm:
-                parts.append(own_sequences(llm, each, config.length, config.seed).ids)
+            continue
+        with LLM(name) as llm:
+            say = own_sequences if kind == "own" else chat_sequences
+            parts.append(say(llm, each, config.length, config.seed).ids)
     ids = np.concatenate(parts)
     work.mkdir(parents=True, exist_ok=True)
     partial = work / "data.partial.npy"

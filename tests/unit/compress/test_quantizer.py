@@ -1,5 +1,7 @@
 """The pass over a whole, tiny model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -60,8 +62,9 @@ def kl_of(done):
 
 
 def test_calibrated_methods_beat_rounding_to_nearest():
-    found = {method: kl_of(quantize_weights(GRAPH, WEIGHTS, Recipe(method=method), IDS)) for method in ("rtn", "gptq")}
-    assert found["gptq"] < 0.8 * found["rtn"]
+    methods = ("rtn", "gptq", "awq+gptq")
+    found = {method: kl_of(quantize_weights(GRAPH, WEIGHTS, Recipe(method=method), IDS)) for method in methods}
+    assert max(found["gptq"], found["awq+gptq"]) < 0.8 * found["rtn"]
 
 
 def test_awq_leaves_the_model_what_it_computes_but_for_rounding():
@@ -72,6 +75,30 @@ def test_awq_leaves_the_model_what_it_computes_but_for_rounding():
     moved = [name for name in GRAPH.params if name.endswith("norm.weight") and done.weights[name] is not WEIGHTS[name]]
     assert moved, "a norm has taken factors"
     assert kl_of(done) < 2 * kl_of(plain) < 0.01
+
+
+@pytest.mark.parametrize("method", ["awq", "awq+gptq"])
+def test_moving_scale_alone_changes_nothing(method):
+    done = quantize_weights(GRAPH, WEIGHTS, Recipe(method=method), IDS)
+    moved = dict(WEIGHTS)
+    for each in done.moved:
+        assert not np.allclose(each.factors, 1)
+        moved |= each.apply(WEIGHTS)
+    evaluator = Evaluator(GRAPH, WEIGHTS, IDS.tolist())
+    assert evaluator.compare(moved).divergence.kl_mean < 1e-6 < evaluator.compare(done.weights).divergence.kl_mean
+
+
+def test_scale_does_not_move_into_a_table_that_embeds_too():
+    """What embeds would see the factors; the last norm, which only such a matrix reads, keeps its weights."""
+    graph = build_graph(replace(SPEC, tie_embeddings=True))
+    weights = random_weights(graph)
+    (table,) = graph.logits_params
+    done = quantize_weights(graph, weights, Recipe(method="awq", logits="int8-channel"), IDS)
+    assert table in done.schemes
+    assert all(table not in each.matrices for each in done.moved)
+    assert len(done.moved) == 4, "two norms a layer"
+    expected = quantize(weights[table].to_f32(), done.schemes[table])
+    np.testing.assert_array_equal(done.weights[table].to_f32(), expected.to_f32())
 
 
 def test_later_matrices_are_fitted_to_what_earlier_ones_became():
@@ -89,7 +116,8 @@ def test_the_logits_matrix_on_demand():
 
 @pytest.mark.parametrize("wrong", [
     {"ignore": ("layers.7.*",)}, {"format": "int4-g48"}, {"format": "int5-g32"}, {"method": "magic"},
-    {"ignore": ("*",)}, {"format": "fp8-block", "method": "gptq"}, {"logits": "int4-g96"},
+    {"ignore": ("*",)}, {"format": "fp8-block", "method": "gptq"}, {"format": "mxfp4", "method": "awq+gptq"},
+    {"logits": "int4-g96"},
 ])  # fmt: skip
 def test_recipes_that_do_not_fit_say_why(wrong):
     with pytest.raises(InvalidRequestError):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from headrace.base.errors import CheckpointError, UnsupportedModelError
 from headrace.formats.gguf import read_gguf
 from headrace.formats.safetensors import read_safetensors
-from tests.support.checkpoints import quantized, write_safetensors, write_tiny_gguf
+from tests.support.checkpoints import write_safetensors, write_tiny_gguf
+from tests.support.raw_tensors import quantized
 
 DAMAGE = st.tuples(
     st.lists(

@@ -11,7 +11,8 @@ from headrace.base.errors import CheckpointError, HeadraceError, UnsupportedMode
 from headrace.formats.gguf import read_gguf
 from headrace.formats.gguf_metadata import StringArray
 from headrace.numerics.formats import FORMATS
-from tests.support.checkpoints import quantized, random_tensor, write_tiny_gguf
+from tests.support.checkpoints import write_tiny_gguf
+from tests.support.raw_tensors import quantized, random_tensor
 
 METADATA = {
     "llama.block_count": 2,

@@ -12,7 +12,8 @@ from headrace.formats.gguf import read_gguf, stored_metadata
 from headrace.formats.gguf_writer import write_gguf
 from headrace.formats.model_folder import new_files
 from headrace.numerics.formats import FORMATS
-from tests.support.checkpoints import quantized, random_tensor, write_tiny_gguf
+from tests.support.checkpoints import write_tiny_gguf
+from tests.support.raw_tensors import quantized, random_tensor
 
 METADATA = {
     "general.architecture": "llama",

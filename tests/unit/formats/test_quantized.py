@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from headrace.base.errors import CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.formats.checkpoint import open_checkpoint
 from headrace.numerics.float8 import f32_to_e4m3
-from tests.support.checkpoints import part, write_hf_folder
+from tests.support.checkpoints import write_hf_folder
 from tests.support.quantized_parts import awq_parts, compressed_tensors_parts, gptq_parts, modelopt_parts
+from tests.support.raw_tensors import part
 
 MODULE = "model.layers.0.mlp.up_proj"
 PLAIN = {"model.norm.weight": np.ones(4, np.float32), "model.embed_tokens.weight": np.ones((2, 4), np.float32)}

@@ -8,7 +8,8 @@ import safetensors.numpy
 
 from headrace.base.errors import CheckpointError, HeadraceError, UnsupportedModelError
 from headrace.formats.safetensors import read_safetensors, read_safetensors_folder
-from tests.support.checkpoints import quantized, safetensors_bytes, write_hf_folder, write_safetensors
+from tests.support.checkpoints import safetensors_bytes, write_hf_folder, write_safetensors
+from tests.support.raw_tensors import quantized
 
 INDEX = "model.safetensors.index.json"
 

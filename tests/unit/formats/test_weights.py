@@ -10,7 +10,8 @@ from headrace.graph.ir import Param
 from headrace.models.sources import Source, Transform
 from headrace.numerics.formats import FORMATS
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import part, quantized, random_tensor, write_tiny_gguf
+from tests.support.checkpoints import write_tiny_gguf
+from tests.support.raw_tensors import part, quantized, random_tensor
 
 
 def checkpoint_of(tmp_path, **tensors):

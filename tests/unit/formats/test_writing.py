@@ -18,7 +18,7 @@ from headrace.formats.safetensors_writer import SafetensorsFile
 from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import WHOLE, Float8Scheme, IntegerScheme, Mxfp4Scheme, Nvfp4Scheme
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import quantized, random_tensor
+from tests.support.raw_tensors import quantized, random_tensor
 
 UP, DOWN, HEAD = "model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"
 SCHEMES = [

@@ -16,7 +16,7 @@ from headrace.llm.refit import as_served
 from headrace.numerics.quantize import quantize
 from headrace.numerics.schemes import Float8Scheme, IntegerScheme
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import quantized
+from tests.support.raw_tensors import quantized
 from tests.support.tiny_model import write_model
 
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)

@@ -10,7 +10,7 @@ from headrace.engine.step import SampleRow, Step
 from headrace.executors.native import NativeExecutor
 from headrace.graph.builder import GraphBuilder
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import quantized
+from tests.support.raw_tensors import quantized
 
 VOCAB, FEATURES, MAX_ROWS = 1021, 64, 40
 GREEDY = SampleRow(SamplingParams(temperature=0.0), 0, 0)

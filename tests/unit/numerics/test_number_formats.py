@@ -8,7 +8,7 @@ import pytest
 
 from headrace.numerics.formats import FORMATS, dequantize
 from headrace.numerics.tensor import RawTensor
-from tests.support.checkpoints import random_tensor
+from tests.support.raw_tensors import random_tensor
 
 NATIVE_HEADER = Path(__file__).parents[3] / "native/linear.h"
 

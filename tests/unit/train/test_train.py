@@ -12,10 +12,10 @@ from headrace.align.forced import forced_logits
 from headrace.base.errors import CheckpointError, InvalidRequestError
 from headrace.cli.main import main
 from headrace.compress.export import hf_named
-from headrace.compress.pipeline import Judging
+from headrace.compress.pipeline import Judging, open_source
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_executor import TorchExecutor
-from headrace.train.data import Sequences, corpus_sequences, own_sequences
+from headrace.train.data import Sequences, chat_sequences, corpus_sequences, own_sequences
 from headrace.train.loop import DivergedError, TrainingConfig, train
 from headrace.train.model import GraphModel
 from headrace.train.qat import QatConfig, packed, train_qat
@@ -136,6 +136,54 @@ def test_own_samples_and_texts(tmp_path):
     assert not np.array_equal(own.ids, corpus.ids)
 
 
+def test_conversations_begin_as_a_user_does(tmp_path):
+    template = "{% for m in messages %}<|end|>{{ m.role }}:{{ m.content }}{% endfor %}"
+    with LLM(write_model(tmp_path, tokenizer__chat_template=template), max_num_seqs=4) as llm:
+        chat = chat_sequences(llm, 3, 16, seed=3)
+        opening = llm.tokenizer.encode("<|end|>user:", add_special_tokens=False)
+        assert chat.ids.shape == (3, 16)
+        assert (chat.ids[:, : len(opening)] == opening).all()
+        assert len({tuple(ids) for ids in chat.ids.tolist()}) == 3
+        with pytest.raises(InvalidRequestError, match="sequences have 6"):
+            chat_sequences(llm, 3, 6, seed=3)
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "user: {{ messages[0].content | upper }}"])
+def test_a_template_that_begins_no_turn_of_a_user_is_refused(tmp_path, template):
+    path = write_model(tmp_path, tokenizer__chat_template=template)
+    refused = pytest.raises(InvalidRequestError, match="begins a user's turn with 0 tokens")
+    with LLM(path, max_num_seqs=4) as llm, refused:
+        chat_sequences(llm, 3, 16, seed=3)
+
+
+@pytest.mark.parametrize(("start", "recipe"), [
+    ("weights", Recipe()), ("awq", Recipe()), ("awq", Recipe(format="mxfp4")), ("gptq", Recipe()),
+    ("awq+gptq", Recipe()), ("awq+gptq", Recipe(format="int4-g32-asym")),
+])  # fmt: skip
+def test_masters_begin_where_they_are_told_to(tmp_path, start, recipe):
+    """Seen unrounded, they are the source, or what is rounded to; one step of nearly no length does not change that."""
+    path = write_model(tmp_path)
+    training = TrainingConfig(steps=1, batch_size=4, learning_rate=1e-12, compute="f32")
+    config = QatConfig(recipe=recipe, training=training, start=start, data=("corpus",), sequences=4, length=32)
+    judging = Judging(length=32, calibration_texts=4, held_out_texts=4)
+    source = open_source(path)
+    model = train_qat(path, tmp_path / "out", config, judging, report=lambda step, figures: None).model
+    ids = torch.arange(32)[None] % VOCAB
+    with torch.no_grad(), model.unquantized():
+        found = model(ids)
+        expected = GraphModel(source.graph, source.weights, {})(ids)
+        rounded = GraphModel(source.graph, source.weights, recipe.schemes(source.graph))(ids)
+    if start in ("weights", "awq") or recipe.format != "int4-g32":
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        moved = [name for name in source.graph.params if name.endswith("norm.weight") and not np.array_equal(
+            model.weights()[name].to_f32(), source.weights[name].to_f32())]  # fmt: skip
+        assert bool(moved) == (start == "awq")
+    else:
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids), found, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(found, rounded, atol=1e-2)
+
+
 def test_the_whole_of_it_is_served_and_refits_a_running_model(tmp_path):
     path = write_model(tmp_path)
     config = QatConfig(
@@ -169,7 +217,8 @@ def test_the_command(tmp_path, capsys):
     assert "step 2/2" in shown.err
     assert f"wrote {tmp_path / 'out'}" in shown.out
     for wrong in (
-        ["--loss", "magic"], ["--data", "web"], ["--compute", "int8"], ["--format", "int3-g32"], ["--device", "cuda:99"]
+        ["--loss", "magic"], ["--data", "web"], ["--start", "rtn"],
+        ["--compute", "int8"], ["--format", "int3-g32"], ["--device", "cuda:99"]
     ):  # fmt: skip
         assert main(["train", "qat", path, "-o", str(tmp_path / "x"), *few, *wrong]) == 1
         assert "error:" in capsys.readouterr().err
