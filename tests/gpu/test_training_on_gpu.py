@@ -8,8 +8,10 @@ import torch
 
 from headrace.align.forced import forced_logits
 from headrace.compress.recipe import Recipe
+from headrace.executors.torch_device import repeatable
 from headrace.executors.torch_executor import TorchExecutor
 from headrace.train.data import Sequences
+from headrace.train.gradients import Gradients
 from headrace.train.loop import TrainingConfig, train
 from headrace.train.model import GraphModel
 from headrace.train.qat import packed
@@ -59,6 +61,26 @@ def test_two_runs_and_a_stopped_one_end_with_the_same_bits(tmp_path, compute):
     for name in GRAPH.params:
         assert torch.equal(again.master(name), whole.master(name)), name
         assert torch.equal(resumed.master(name), whole.master(name)), name
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "mxfp4"])
+@pytest.mark.parametrize("distilled", [True, False])
+@pytest.mark.parametrize("checkpointed", [True, False])
+def test_replayed_gradients_are_those_of_kernels_started_one_by_one(scheme, distilled, checkpointed):
+    schemes = Recipe(format=scheme).schemes(GRAPH)
+    model = GraphModel(GRAPH, WEIGHTS, schemes, device="cuda", checkpointed=checkpointed)
+    teacher = GraphModel(GRAPH, WEIGHTS, {}, device="cuda").requires_grad_(False) if distilled else None
+    recorded = Gradients(model, teacher, compute="bf16")
+    with repeatable(model.device):
+        for step in range(3):
+            loss = float(recorded(BATCHES(step)))
+            replayed = {name: model.master(name).grad.clone() for name in GRAPH.params}
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+            model.zero_grad(set_to_none=True)
+            started = Gradients(model, teacher, compute="bf16")._run(torch.from_numpy(BATCHES(step)).cuda())
+            assert loss == float(started)
+            for name, gradient in replayed.items():
+                assert torch.equal(model.master(name).grad, gradient), name
 
 
 def test_what_a_gpu_trained_is_packed_to_what_it_saw(tmp_path):

@@ -348,7 +348,8 @@ def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame
         if i < _BLAMED:
             around = moves[rounded.name].apply(source.weights) if rounded.name in moves else {}
             alone = {**source.weights, **around, rounded.name: rounded.tensor}
-            kl = evaluator.compare(alone, num_texts=_BLAME_TEXTS).divergence.kl_mean
+            found = evaluator.compare(alone, activation=outcome.recipe.activation, num_texts=_BLAME_TEXTS)
+            kl = found.divergence.kl_mean
         blame.append(Blame(name=rounded.name, error=rounded.error, kl_mean=kl))
     return blame
 

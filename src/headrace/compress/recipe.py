@@ -64,7 +64,7 @@ class Recipe:
         schemes = {name: scheme_named(name) for name in used}
         for name, scheme in schemes.items():
             if self.fits and not isinstance(scheme, IntegerScheme | GgufScheme):
-                raise InvalidRequestError(f"GPTQ does not round to {name}.", "Use an integer format, or rtn.")
+                raise InvalidRequestError(f"GPTQ does not round to {name}.", "Use an integer format, or rtn or awq.")
         if self.method == "smoothquant":
             self._check_smoothquant(schemes)
 

@@ -9,7 +9,7 @@ d head_dim.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -229,7 +229,7 @@ def rotation(call: Call, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Te
     return batch.rotations[table, dtype]
 
 
-@lru_cache(maxsize=64)
+@cache  # recorded kernels go on reading them
 def _frequencies(table: RopeTable, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Copied to a device once: each copy waits for what is under way there."""
     with torch.inference_mode(False):

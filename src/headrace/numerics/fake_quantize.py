@@ -15,7 +15,7 @@ except ModuleNotFoundError as error:
     raise MissingDependencyError("Fake quantization needs torch.", "pip install headrace[torch]") from error
 
 import math
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -157,7 +157,7 @@ def _float4(groups: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     return values * scales, magnitudes <= float(E2M1_MAX)
 
 
-@lru_cache(maxsize=16)
+@cache  # recorded kernels go on reading them
 def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """e2m1's bounds and values, e8m0's values: copied to a device once."""
     with torch.inference_mode(False):

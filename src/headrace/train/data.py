@@ -69,15 +69,20 @@ def chat_sequences(llm: LLM, count: int, length: int, seed: int) -> Sequences:
 
     Raises:
         TemplateError: the model has no chat template.
-        InvalidRequestError: its template begins no user's turn, or takes more than `length` tokens to.
+        InvalidRequestError: its template puts nothing before what a user says, or changes that, or takes `length`
+            tokens or more until then.
     """
     message = {"role": "user", "content": _USER_SAYS}
     opening, said, _ = llm.model.text.template.render([message], add_generation_prompt=False).partition(_USER_SAYS)
-    ids = llm.tokenizer.encode(opening, add_special_tokens=False) if said else []
-    if not 0 < len(ids) < length:
+    if not (opening and said):
+        raise InvalidRequestError(
+            "The chat template shows no beginning of a user's turn.", "Use other data than chat: own or corpus."
+        )
+    ids = llm.tokenizer.encode(opening, add_special_tokens=False)
+    if len(ids) >= length:
         raise InvalidRequestError(
             f"The chat template begins a user's turn with {len(ids)} tokens; sequences have {length}.",
-            "Use other data than chat, or longer sequences.",
+            "Ask for longer sequences.",
         )
     return _said(llm, [ids] * count, length, seed)
 

@@ -83,7 +83,7 @@ def train(
     Args:
         model: whose masters change.
         teacher: for ``distill``; runs without rounding and without gradients.
-        batch_of: token ids ``[n, l]`` of each step.
+        batch_of: token ids ``[n, l]`` of each step, always of one shape.
         folder: where checkpoints and ``curve.jsonl`` are kept. A run that finds a checkpoint there goes on from it, and
             ends with the same bits as one that was never stopped, on the same device.
         report: told each step's figures: loss, gradient norm, learning rate, seconds.

@@ -35,7 +35,8 @@ class QatConfig:
         recipe: its format, what it ignores and the logits' format; the method is training.
         training: see `TrainingConfig`.
         start: ``weights``: masters begin as the model's weights; ``awq``: as these after scale was moved, not rounded;
-            ``gptq``, ``awq+gptq``: as what these methods of `Recipe` round them to, where the format is symmetric.
+            ``gptq``, ``awq+gptq``: as what these methods of `Recipe` round them to. Only symmetric integers are rounded
+            to themselves again: for other formats ``awq+gptq`` is ``awq``, and ``gptq`` is refused.
         data: ``own``: what the model says itself after the beginnings of texts; ``chat``: conversations that it makes
             up; ``corpus``: the calibration texts; of several, as much of each.
         sequences: how many, of `length` tokens.
@@ -55,9 +56,14 @@ class QatConfig:
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise InvalidRequestError(f"Start {self.start!r} is not known.", f"Use one of {', '.join(STARTS)}.")
-        if not self.data or set(self.data) - set(SOURCES):
+        if self.sequences < len(self.data):
             raise InvalidRequestError(
-                f"Data {','.join(self.data)!r} is not known.", f"Use one of {', '.join(SOURCES)}, or several."
+                f"{self.sequences} sequences cannot come from {len(self.data)} kinds of data.", "Ask for more."
+            )
+        if not self.data or set(self.data) - set(SOURCES) or len(set(self.data)) < len(self.data):
+            raise InvalidRequestError(
+                f"Data {','.join(self.data)!r} is not known, or said twice.",
+                f"Use one of {', '.join(SOURCES)}, or several.",
             )
 
 
@@ -105,6 +111,10 @@ def train_qat(
     source = open_source(name)
     described = hf_config(source.checkpoint, source.spec)
     schemes = config.recipe.schemes(source.graph)
+    if config.start == "gptq" and not _symmetric(schemes):
+        raise InvalidRequestError(
+            f"What GPTQ rounds to {config.recipe.format} is not rounded to itself again.", "Start from awq or weights."
+        )
     work = target.parent / f".{target.name}.qat"
     sequences = _data(name, source, config, work)
     start = _start(source, config, schemes, judging, work)
@@ -133,18 +143,21 @@ def packed(weights: Mapping[str, RawTensor], schemes: Mapping[str, Scheme]) -> d
     return {**weights, **{name: quantize_tensor(weights[name], scheme) for name, scheme in schemes.items()}}
 
 
+def _symmetric(schemes: Mapping[str, Scheme]) -> bool:
+    return all(isinstance(scheme, IntegerScheme) and scheme.symmetric for scheme in schemes.values())
+
+
 def _start(
     source: Source, config: QatConfig, schemes: Mapping[str, Scheme], judging: Judging, work: Path
 ) -> Mapping[str, RawTensor]:
     """The masters' first values."""
-    symmetric = all(isinstance(scheme, IntegerScheme) and scheme.symmetric for scheme in schemes.values())
-    impossible = config.start != "awq" and not symmetric
-    if config.start == "weights" or impossible or (work / "checkpoint.pt").exists():
+    if config.start == "weights" or (work / "checkpoint.pt").exists():
         return source.weights
     ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
-    recipe = replace(config.recipe, method=config.start)
-    quantized = quantize_weights(source.graph, source.weights, recipe, ids, anchored=True)
-    if config.start != "awq":
+    symmetric = _symmetric(schemes)
+    recipe = replace(config.recipe, method=config.start if symmetric else "awq")
+    quantized = quantize_weights(source.graph, source.weights, recipe, ids, anchored=symmetric)
+    if recipe.fits:
         return quantized.weights
     weights = dict(source.weights)
     for moved in quantized.moved:
@@ -157,16 +170,17 @@ def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Se
     path = work / "data.npy"
     if path.exists():
         return Sequences(np.load(path))
-    each = config.sequences // len(config.data)
-    parts = []
-    for kind in config.data:
-        if kind == "corpus":
-            parts.append(corpus_sequences(source.tokenizer, each, config.length, config.seed).ids)
-            continue
+    whole, rest = divmod(config.sequences, len(config.data))
+    counts = {kind: whole + (i < rest) for i, kind in enumerate(config.data)}
+    found: dict[str, np.ndarray] = {}
+    if "corpus" in counts:
+        found["corpus"] = corpus_sequences(source.tokenizer, counts["corpus"], config.length, config.seed).ids
+    said = {"own": own_sequences, "chat": chat_sequences}
+    if said.keys() & counts.keys():
         with LLM(name) as llm:
-            say = own_sequences if kind == "own" else chat_sequences
-            parts.append(say(llm, each, config.length, config.seed).ids)
-    ids = np.concatenate(parts)
+            for kind in said.keys() & counts.keys():
+                found[kind] = said[kind](llm, counts[kind], config.length, config.seed).ids
+    ids = np.concatenate([found[kind] for kind in config.data])
     work.mkdir(parents=True, exist_ok=True)
     partial = work / "data.partial.npy"
     np.save(partial, ids)

@@ -81,6 +81,7 @@ def test_awq_leaves_the_model_what_it_computes_but_for_rounding():
 def test_moving_scale_alone_changes_nothing(method):
     done = quantize_weights(GRAPH, WEIGHTS, Recipe(method=method), IDS)
     moved = dict(WEIGHTS)
+    assert len(done.moved) == 4, "two norms a layer"
     for each in done.moved:
         assert not np.allclose(each.factors, 1)
         moved |= each.apply(WEIGHTS)
