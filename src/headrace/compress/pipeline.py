@@ -339,7 +339,7 @@ def write_folder(
 
 
 def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame]:
-    """All matrices, those whose outputs err most first; of the first few, what each costs by itself."""
+    """All matrices, those whose outputs err most first; of the first few, what each costs by itself (inputs in f32)."""
     order = sorted(outcome.quantized.rounded, key=lambda rounded: -rounded.error)
     moves = {name: moved for moved in outcome.quantized.moved for name in moved.matrices}
     blame = []
@@ -348,8 +348,7 @@ def _blame(source: Source, outcome: Outcome, evaluator: Evaluator) -> list[Blame
         if i < _BLAMED:
             around = moves[rounded.name].apply(source.weights) if rounded.name in moves else {}
             alone = {**source.weights, **around, rounded.name: rounded.tensor}
-            found = evaluator.compare(alone, activation=outcome.recipe.activation, num_texts=_BLAME_TEXTS)
-            kl = found.divergence.kl_mean
+            kl = evaluator.compare(alone, num_texts=_BLAME_TEXTS).divergence.kl_mean
         blame.append(Blame(name=rounded.name, error=rounded.error, kl_mean=kl))
     return blame
 

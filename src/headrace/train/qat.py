@@ -25,6 +25,7 @@ from headrace.train.loop import TrainingConfig, train
 from headrace.train.model import GraphModel
 
 STARTS = ("weights", "gptq", "awq", "awq+gptq")
+_SAID = {"own": own_sequences, "chat": chat_sequences}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,11 +176,10 @@ def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Se
     found: dict[str, np.ndarray] = {}
     if "corpus" in counts:
         found["corpus"] = corpus_sequences(source.tokenizer, counts["corpus"], config.length, config.seed).ids
-    said = {"own": own_sequences, "chat": chat_sequences}
-    if said.keys() & counts.keys():
+    if said := [kind for kind in config.data if kind in _SAID]:
         with LLM(name) as llm:
-            for kind in said.keys() & counts.keys():
-                found[kind] = said[kind](llm, counts[kind], config.length, config.seed).ids
+            for kind in said:
+                found[kind] = _SAID[kind](llm, counts[kind], config.length, config.seed).ids
     ids = np.concatenate([found[kind] for kind in config.data])
     work.mkdir(parents=True, exist_ok=True)
     partial = work / "data.partial.npy"

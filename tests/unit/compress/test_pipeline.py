@@ -37,6 +37,7 @@ def quantized(model, target, recipe, judging=JUDGING):
     "recipe",
     [
         Recipe(method="gptq"),
+        Recipe(method="awq+gptq"),
         Recipe(method="awq", format="int4-g32-asym"),
         Recipe(format="int8-channel", logits="int8-channel"),
         Recipe(format="fp8-block"),
@@ -60,6 +61,7 @@ def test_the_folder_is_served_as_the_torch_executor_reads_it(model, tmp_path, re
     held = json.loads((tmp_path / "out/card.json").read_text())
     assert held["evaluation"]["divergence"]["kl_mean"] == card.evaluation.divergence.kl_mean > 0
     assert (tmp_path / "out/card.md").read_text() == card.to_markdown()
+    assert all(each.kl_mean is not None and each.kl_mean > 0 for each in card.blame[:5]), "scale moved or not"
     stored = read_safetensors(tmp_path / "out/model.safetensors")
     assert card.quantized_bytes == sum(tensor.num_bytes for tensor in stored.values())
     served = open_source(str(tmp_path / "out"))

@@ -9,29 +9,17 @@ from headrace.numerics.formats import dequantize as numerics_dequantize
 from headrace.numerics.formats import format_named
 from headrace.numerics.rounding import round_to
 from headrace.numerics.row_blocks import Groups, groups_in, row_blocks
+from tests.support.raw_tensors import HALF_OFFSETS
 
 PLAIN = {"f32": 4, "f16": 2, "bf16": 2}
-# Where a block holds its f16 scales, so that random blocks get finite ones.
-SCALES = {
-    "q4_0": [0],
-    "q4_1": [0, 2],
-    "q5_0": [0],
-    "q5_1": [0, 2],
-    "q8_0": [0],
-    "q2_k": [80, 82],
-    "q3_k": [108],
-    "q4_k": [0, 2],
-    "q5_k": [0, 2],
-    "q6_k": [208],
-}
 ROW_BLOCKS = [
     *("int4_g32_bf16", "int4_g128_f16", "int4_g48_f32", "uint4_g32_bf16", "uint4_g128_f16", "uint4_g768_f32"),
     *("int8_g32_f16", "int8_g768_bf16", "int8_g96_f32", "uint8_g64_bf16", "uint8_g768_f32", "uint8_g16_bf16"),
     *("fp8_g768_f32", "fp8_g128_bf16", "fp8_g16_f16", "mxfp4", "nvfp4"),
 ]
 READ_AS_F32 = [*PLAIN, "int4_g48_f32", "uint8_g16_bf16", *(n for n in ROW_BLOCKS if n.startswith("fp8")), "nvfp4"]
-INTEGERS = [*SCALES, *(name for name in ROW_BLOCKS if name not in READ_AS_F32)]
-FORMATS = [*PLAIN, *SCALES, *ROW_BLOCKS]
+INTEGERS = [*HALF_OFFSETS, *(name for name in ROW_BLOCKS if name not in READ_AS_F32)]
+FORMATS = [*PLAIN, *HALF_OFFSETS, *ROW_BLOCKS]
 ISAS = _native.available_isas()
 ACTIVATIONS = ["f32", "int16", "bf16", "int8"]
 # Error per unit of sum |w x|, beside the rounding of long sums. f32 keeps 2^-17 of each input at least, bf16 2^-8.
@@ -55,7 +43,7 @@ def random_weight(name: str, out: int, features: int, seed: int = 0) -> np.ndarr
         return random_row_blocks(name, out, features, rng)
     block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]
     raw = rng.integers(0, 256, (out, features // block, size), dtype=np.uint8)
-    for at in SCALES[name]:
+    for at in HALF_OFFSETS[name]:
         scale = (rng.standard_normal((out, features // block, 1)) * 0.01).astype(np.float16)
         raw[:, :, at : at + 2] = scale.view(np.uint8)
     return raw.reshape(out, -1)
@@ -224,7 +212,7 @@ def test_extreme_codes_and_inputs_overflow_nowhere(name: str, isa: str, activati
     for codes in (0x00, 0x7F, 0x80, 0xFF):
         raw = np.full_like(random_weight(name, out, features), codes)
         block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]][1]
-        for at in SCALES[name]:
+        for at in HALF_OFFSETS[name]:
             raw.reshape(out, -1, block)[:, :, at : at + 2] = np.frombuffer(np.float16(0.01).tobytes(), np.uint8)
         weight = _native.decode_rows(name, raw, features).astype(np.float64)
         x = np.ones((9, features), np.float32)
