@@ -26,7 +26,7 @@ from headrace import LLM, SamplingParams
 from headrace.align.alignment import CLIP
 from headrace.align.corpus import texts
 from headrace.compress.export import hf_config, hf_named
-from headrace.compress.pipeline import Source, open_source, windows, write_folder
+from headrace.compress.pipeline import Judging, Source, open_source, windows, write_folder
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_device import torch_device
 from headrace.llm.config import LLMConfig
@@ -58,7 +58,7 @@ class Pair:
         self.scores = ServedLogprobs(model, llm.model, LLMConfig(), max_len=LENGTH)
         self._spec = source.spec
         self._openings = [source.tokenizer.encode(text[:200])[:8] for text in texts("held_out")][:ROLLOUTS]
-        self._held_out = windows(source.tokenizer, "held_out", HELD_OUT, LENGTH)
+        self._held_out = windows(source, Judging(length=LENGTH, held_out_texts=HELD_OUT), "held_out")
 
     def measure(self) -> dict[str, float]:
         """The gap on what the engine samples from the weights of now, and what it makes of held-out texts."""

@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     _check(args, budget)
     from headrace.align import report
     from headrace.align.alignment import align, check_budget, token_windows
+    from headrace.align.documents import read_text
     from headrace.align.scoring import questions_of
     from headrace.align.sides import side_named, tokenizer_of
     from headrace.align.subjects import Subject
@@ -67,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
     if questions is not None and args.b is None:
         _answer(a, questions, args.json)
         return 0
-    tokens = token_windows(tokenizer, _text(args.text), args.texts, args.length)
+    text = None if args.text is None else read_text(args.text)
+    tokens = token_windows(tokenizer, text, args.texts, args.length)
     if args.b is None:
         _alone(args, a.model, tokens)
         return 0
@@ -155,12 +157,3 @@ def _budget(text: str | None) -> dict[str, float]:
         if not sign:
             raise InvalidRequestError(f"The budget {part!r} is no limit.", "Write kl<0.01,dlogprob_p99<0.1.")
     return budget
-
-
-def _text(path: Path | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidRequestError(f"Cannot read {path}: {error}.", "Name a readable UTF-8 text file.") from None

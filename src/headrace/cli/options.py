@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 from typing import Any
 
 from headrace.llm.config import ACTIVATIONS, KV_FORMATS
@@ -60,6 +61,14 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         default="auto",
         help="keep packed weights in ~/.cache for the next start (default: auto)",
     )
+
+
+def add_text_arguments(parser: argparse._ActionsContainer) -> None:
+    """What a model is fitted to and judged by, where that is not Python's documents."""
+    parser.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="fit to this text, or .jsonl of text or messages"
+    )
+    parser.add_argument("--held-out", type=Path, metavar="FILE", help="judge by this, likewise")
 
 
 def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:

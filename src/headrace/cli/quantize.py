@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.base.errors import InvalidRequestError
-from headrace.cli.options import memory_size, positive
+from headrace.cli.options import add_text_arguments, memory_size, positive
 from headrace.cli.status import status
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-perplexity-growth", type=float, metavar="SHARE", help="largest growth of the perplexity (default: 0.25)"
     )
     group.add_argument("--no-gate", action="store_true", help="write it however far from its source it is")
+    add_text_arguments(group)
     group.add_argument("--calibration-texts", type=positive, default=32, metavar="N", help="texts to calibrate on")
     group.add_argument("--held-out-texts", type=positive, default=16, metavar="N", help="texts to judge by")
     group.add_argument("--length", type=positive, default=256, metavar="N", help="tokens of each text")
@@ -153,6 +154,8 @@ def _judging(args: argparse.Namespace) -> "Judging":
         length=args.length,
         calibration_texts=args.calibration_texts,
         held_out_texts=args.held_out_texts,
+        calibration=args.calibration,
+        held_out=args.held_out,
         thresholds=thresholds,
     )
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from headrace.cli.options import positive
+from headrace.cli.options import add_text_arguments, positive
 
 HELP = "train a model: qat, quantization-aware"
 
@@ -24,8 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     qat.add_argument(
         "--data",
         default="own,corpus",
-        help="any of own samples, chat (own conversations), corpus (Python's docs); default: own,corpus",
+        help="any of own (samples), chat (own conversations), corpus (Python's docs), text files; default: own,corpus",
     )
+    add_text_arguments(qat)
     qat.add_argument("--sequences", type=positive, default=512, metavar="N", help="to train on (default: 512)")
     qat.add_argument("--length", type=positive, default=128, metavar="N", help="tokens of each (default: 128)")
     qat.add_argument("--steps", type=positive, default=200, metavar="N")
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         line = f"step {step + 1}/{args.steps}  loss {figures['loss']:.4f}  {figures['seconds']:.1f} s"
         print(line, file=sys.stderr, flush=True)
 
-    judging = Judging()
+    judging = Judging(calibration=args.calibration, held_out=args.held_out)
     result = train_qat(args.model, args.output, config, judging, device=args.device, report=report)
     print(f"{'':20}{'mean KL':>10}{'p99 KL':>10}{'same top 1':>12}{'perplexity':>12}")
     for title, found in (("rounded to nearest", result.nearest), ("trained", result.trained)):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.align.corpus import Part, pieces, texts
+from headrace.align.documents import read_tokens
 from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.budget import Budget
 from headrace.compress.card import Blame, Card
@@ -33,7 +34,7 @@ from headrace.formats.safetensors import read_safetensors
 from headrace.formats.weights import Weights
 from headrace.graph.ir import Graph
 from headrace.llm.loader import open_model
-from headrace.llm.text_side import load_text
+from headrace.llm.text_side import TextSide, load_text
 from headrace.models.spec import ModelSpec
 from headrace.numerics.schemes import GGUF_NAMES, GgufScheme, Scheme
 from headrace.numerics.tensor import RawTensor
@@ -53,18 +54,29 @@ class GateError(HeadraceError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judging:
-    """How much text to calibrate on and to judge by.
+    """What text to calibrate on and to judge by, and how much of it.
 
     Attributes:
         length: tokens of each text.
         calibration_texts, held_out_texts: how many.
+        calibration, held_out: files that they come from (`headrace.align.documents`); None: parts of
+            `headrace.align.corpus`. Not the same file: a model is judged by what its calibration never saw.
         thresholds: what the gate lets pass.
     """
 
     length: int = 256
     calibration_texts: int = 32
     held_out_texts: int = 16
+    calibration: Path | None = None
+    held_out: Path | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+
+    def __post_init__(self) -> None:
+        files = [path.resolve() for path in (self.calibration, self.held_out) if path is not None]
+        if len(set(files)) < len(files):
+            raise InvalidRequestError(
+                f"{self.calibration} cannot be both what is calibrated on and what is judged by.", "Cut it in two."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +88,11 @@ class Source:
     spec: ModelSpec
     graph: Graph
     weights: Weights
-    tokenizer: Tokenizer
+    text: TextSide
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.text.tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +108,29 @@ class Outcome:
 def open_source(name: str | None) -> Source:
     """Find a model. Raises as loading it does."""
     model = open_model(name)
-    tokenizer = load_text(model.checkpoint).tokenizer
-    return Source(model.path.stem, model.checkpoint, model.spec, model.graph, model.weights, tokenizer)
+    text = load_text(model.checkpoint)
+    return Source(model.path.stem, model.checkpoint, model.spec, model.graph, model.weights, text)
 
 
-def windows(tokenizer: Tokenizer, part: Part, count: int, length: int) -> np.ndarray:
-    """Token ids ``[count, length]`` from the beginnings of the part's documents, prose and code in turn, then from
-    what follows in them.
+def windows(source: Source, judging: Judging, part: Part, *, more: int = 0) -> np.ndarray:
+    """Token ids ``[count, length]`` of the part, or of `more` pieces than are asked for, spread over all there is:
+    beginnings of documents, then what follows in them; or a file from front to back.
 
-    Raises InvalidRequestError if there is not so much text.
+    Raises InvalidRequestError if there is not so much text, and as `read_tokens` does.
     """
-    found = pieces([tokenizer.encode(text) for text in texts(part)], length)
+    if part == "calibration":
+        path, count = judging.calibration, judging.calibration_texts + more
+    else:
+        path, count = judging.held_out, judging.held_out_texts + more
+    if path is None:
+        documents = [source.tokenizer.encode(text) for text in texts(part)]
+    else:
+        documents = [read_tokens(path, source.text)]
+    found = pieces(documents, judging.length)
     if len(found) < count:
         raise InvalidRequestError(
-            f"The {part} texts have {len(found)} pieces of {length} tokens, not {count}.", "Ask for fewer or shorter."
+            f"{path or f'The {part} text'} has {len(found)} pieces of {judging.length} tokens, not {count}.",
+            "Ask for fewer or shorter.",
         )
     spread = np.linspace(0, len(found) - 1, count).astype(int)
     return np.array([found[i] for i in spread], np.int64)
@@ -121,8 +146,8 @@ def judged(
     progress: Callable[[str], None] | None = None,
 ) -> Outcome:
     """Quantize by a recipe, and put the outcome, whose matrices lie in `folder`, beside the source."""
-    store = Store(folder, _identity(source, recipe, judging))
-    ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
+    ids = windows(source, judging, "calibration")
+    store = Store(folder, _identity(source, recipe, ids))
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, store=store, progress=progress)
     evaluation = evaluator.compare(quantized.weights, activation=recipe.activation)
     return Outcome(recipe, quantized, evaluation, _stored_bytes(source, quantized, recipe))
@@ -131,14 +156,14 @@ def judged(
 def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
     """Measure what each matrix costs in each format, on some texts of the calibration; GPTQ is fitted to others."""
     count = min(_PLANNING_TEXTS, judging.calibration_texts)
-    ids = windows(source.tokenizer, "calibration", judging.calibration_texts + count, judging.length)
+    ids = windows(source, judging, "calibration", more=count)
     measured = np.linspace(0, len(ids) - 1, count).astype(int)
     return Planner(source.spec, source.graph, source.weights, recipe, ids[measured], np.delete(ids, measured, axis=0))
 
 
 def make_evaluator(source: Source, judging: Judging, folder: Path | None = None) -> Evaluator:
     """Over the held-out texts; see `Evaluator` for the folder."""
-    ids = windows(source.tokenizer, "held_out", judging.held_out_texts, judging.length)
+    ids = windows(source, judging, "held_out")
     return Evaluator(source.graph, source.weights, ids.tolist(), folder)
 
 
@@ -374,14 +399,13 @@ def _memory(source: Source, weights: Mapping[str, RawTensor], recipe: Recipe | N
     return planned_bytes(source.graph, weights, None, recipe.executor_activation)
 
 
-def _identity(source: Source, recipe: Recipe, judging: Judging) -> dict[str, object]:
+def _identity(source: Source, recipe: Recipe, calibration: np.ndarray) -> dict[str, object]:
     """What finished matrices depend on."""
     files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in source.checkpoint.weight_files]
-    corpus = hashlib.sha256("".join(texts("calibration")).encode()).hexdigest()
     return {
         "files": [list(file) for file in files],
         "recipe": {**asdict(recipe), "ignore": list(recipe.ignore)},
-        "calibration": [judging.calibration_texts, judging.length, corpus],
+        "calibration": [*calibration.shape, hashlib.sha256(calibration.tobytes()).hexdigest()],
     }
 
 

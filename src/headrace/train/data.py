@@ -1,15 +1,18 @@
-"""What to train on: pieces of texts, and of what the model itself says."""
+"""What to train on: pieces of texts, a user's or Python's, and of what the model itself says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 
 from headrace.align.corpus import texts
+from headrace.align.documents import read_tokens
 from headrace.base.errors import InvalidRequestError
 from headrace.engine.sampling import SamplingParams
 from headrace.llm.llm import LLM
+from headrace.llm.text_side import TextSide
 from headrace.text.tokenizer import Tokenizer
 
 SOURCES = ("own", "chat", "corpus")
@@ -43,17 +46,23 @@ class Sequences:
 
 def corpus_sequences(tokenizer: Tokenizer, count: int, length: int, seed: int) -> Sequences:
     """Pieces of the calibration texts (`headrace.align.corpus`), chosen at random without repetition."""
-    pieces = [
-        np.array(ids[at : at + length], np.int64)
-        for ids in (tokenizer.encode(text) for text in texts("calibration"))
-        for at in range(0, len(ids) - length + 1, length)
+    documents = (tokenizer.encode(text) for text in texts("calibration"))
+    return _chosen("The corpus", documents, count, length, seed)
+
+
+def file_sequences(path: Path, text: TextSide, count: int, length: int, seed: int) -> Sequences:
+    """Pieces of a file's text, chosen at random without repetition. Raises as `read_tokens` does."""
+    return _chosen(str(path), [read_tokens(path, text)], count, length, seed)
+
+
+def _chosen(name: str, documents: Iterable[list[int]], count: int, length: int, seed: int) -> Sequences:
+    found = [
+        np.array(ids[at : at + length], np.int64) for ids in documents for at in range(0, len(ids) - length + 1, length)
     ]
-    if len(pieces) < count:
-        raise InvalidRequestError(
-            f"The texts have {len(pieces)} pieces of {length} tokens, not {count}.", "Ask for fewer."
-        )
-    chosen = np.random.default_rng(seed).permutation(len(pieces))[:count]
-    return Sequences(np.stack([pieces[i] for i in chosen]))
+    if len(found) < count:
+        raise InvalidRequestError(f"{name} has {len(found)} pieces of {length} tokens, not {count}.", "Ask for fewer.")
+    order = np.random.default_rng(seed).permutation(len(found))[:count]
+    return Sequences(np.stack([found[i] for i in order]))
 
 
 def own_sequences(llm: LLM, count: int, length: int, seed: int) -> Sequences:

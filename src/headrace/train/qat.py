@@ -20,7 +20,7 @@ from headrace.llm.llm import LLM
 from headrace.numerics.schemes import IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
-from headrace.train.data import SOURCES, Sequences, chat_sequences, corpus_sequences, own_sequences
+from headrace.train.data import SOURCES, Sequences, chat_sequences, corpus_sequences, file_sequences, own_sequences
 from headrace.train.loop import TrainingConfig, train
 from headrace.train.model import GraphModel
 
@@ -39,7 +39,8 @@ class QatConfig:
             ``gptq``, ``awq+gptq``: as what these methods of `Recipe` round them to. Only symmetric integers are rounded
             to themselves again: for other formats ``awq+gptq`` is ``awq``, and ``gptq`` is refused.
         data: ``own``: what the model says itself after the beginnings of texts; ``chat``: conversations that it makes
-            up; ``corpus``: the calibration texts; of several, as much of each.
+            up; ``corpus``: the calibration texts; anything else: a file of text (`headrace.align.documents`). Of
+            several, as much of each.
         sequences: how many, of `length` tokens.
         seed: of data and order.
         checkpointed: compute layers again for gradients: less memory, more time.
@@ -61,10 +62,11 @@ class QatConfig:
             raise InvalidRequestError(
                 f"{self.sequences} sequences cannot come from {len(self.data)} kinds of data.", "Ask for more."
             )
-        if not self.data or set(self.data) - set(SOURCES) or len(set(self.data)) < len(self.data):
+        files = [name for name in self.data if name not in SOURCES]
+        if not self.data or len(set(self.data)) < len(self.data) or not all(Path(name).is_file() for name in files):
             raise InvalidRequestError(
-                f"Data {','.join(self.data)!r} is not known, or said twice.",
-                f"Use one of {', '.join(SOURCES)}, or several.",
+                f"Data {','.join(self.data)!r} is no file that exists, or said twice.",
+                f"Use one of {', '.join(SOURCES)}, a file of text, or several of them.",
             )
 
 
@@ -154,7 +156,7 @@ def _start(
     """The masters' first values."""
     if config.start == "weights" or (work / "checkpoint.pt").exists():
         return source.weights
-    ids = windows(source.tokenizer, "calibration", judging.calibration_texts, judging.length)
+    ids = windows(source, judging, "calibration")
     symmetric = _symmetric(schemes)
     recipe = replace(config.recipe, method=config.start if symmetric else "awq")
     quantized = quantize_weights(source.graph, source.weights, recipe, ids, anchored=symmetric)
@@ -174,8 +176,11 @@ def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Se
     whole, rest = divmod(config.sequences, len(config.data))
     counts = {kind: whole + (i < rest) for i, kind in enumerate(config.data)}
     found: dict[str, np.ndarray] = {}
-    if "corpus" in counts:
-        found["corpus"] = corpus_sequences(source.tokenizer, counts["corpus"], config.length, config.seed).ids
+    for kind, count in counts.items():
+        if kind == "corpus":
+            found[kind] = corpus_sequences(source.tokenizer, count, config.length, config.seed).ids
+        elif kind not in SOURCES:
+            found[kind] = file_sequences(Path(kind), source.text, count, config.length, config.seed).ids
     if said := [kind for kind in config.data if kind in _SAID]:
         with LLM(name) as llm:
             for kind in said:

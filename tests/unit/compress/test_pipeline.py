@@ -131,7 +131,7 @@ def test_the_gguf_file_holds_the_values_that_were_judged(model, tmp_path):
     """Rows of q and k lie in another order in the file than in the graph."""
     recipe = Recipe(format="q4_0", method="gptq")
     source = open_source(model)
-    ids = windows(source.tokenizer, "calibration", 4, 48)
+    ids = windows(source, JUDGING, "calibration")
     judged = quantize_weights(source.graph, source.weights, recipe, ids).weights
     quantized(model, tmp_path / "m.gguf", recipe)
     written = open_source(str(tmp_path / "m.gguf")).weights
@@ -205,13 +205,38 @@ def test_a_folder_that_cannot_be_written(model, tmp_path):
 
 
 def test_windows_are_apart_and_the_same_each_time(model):
-    tokenizer = open_source(model).tokenizer
-    calibration, held_out = (windows(tokenizer, part, 20, 32) for part in ("calibration", "held_out"))
+    source, judging = open_source(model), Judging(length=32, calibration_texts=20, held_out_texts=20)
+    calibration, held_out = (windows(source, judging, part) for part in ("calibration", "held_out"))
     assert calibration.shape == held_out.shape == (20, 32)
     assert not {tuple(row) for row in calibration} & {tuple(row) for row in held_out}
-    np.testing.assert_array_equal(calibration, windows(tokenizer, "calibration", 20, 32))
+    np.testing.assert_array_equal(calibration, windows(source, judging, "calibration"))
     with pytest.raises(InvalidRequestError, match="pieces of"):
-        windows(tokenizer, "held_out", 10**6, 32)
+        windows(source, judging, "held_out", more=10**6)
+
+
+def test_texts_of_the_users_own(model, tmp_path):
+    """What is fitted to and what is judged by come from the files, and a stopped run knows them by what they say."""
+    mine, others = tmp_path / "mine.jsonl", tmp_path / "others.txt"
+    mine.write_text("".join(json.dumps({"text": f"{i} abcxyz!"}) + "\n" for i in range(20)))
+    others.write_text("zyxw" * 50)
+    source = open_source(model)
+    judging = Judging(length=8, calibration_texts=4, held_out_texts=2, calibration=mine, held_out=others)
+    np.testing.assert_array_equal(
+        windows(source, judging, "calibration")[0],
+        [*source.tokenizer.encode("0 abcxyz!"), *source.tokenizer.encode("1")][:8],
+    )
+    np.testing.assert_array_equal(windows(source, judging, "held_out")[0], source.tokenizer.encode("zyxw" * 50)[:8])
+    recipe = Recipe(method="gptq")
+    cards = [
+        quantized(model, tmp_path / name, recipe, replace(used, thresholds=ANYTHING))
+        for name, used in (("a", judging), ("b", replace(judging, calibration=None)))
+    ]
+    assert cards[0].calibration_tokens == 32
+    assert cards[0].evaluation.divergence.kl_mean != cards[1].evaluation.divergence.kl_mean
+    with pytest.raises(InvalidRequestError, match=r"others.txt has \d+ pieces"):
+        windows(source, replace(judging, held_out_texts=100), "held_out")
+    with pytest.raises(InvalidRequestError, match="both what is calibrated on"):
+        Judging(calibration=mine, held_out=tmp_path / "." / "mine.jsonl")
 
 
 def test_the_command(model, tmp_path, capsys):

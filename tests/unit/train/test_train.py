@@ -15,7 +15,7 @@ from headrace.compress.export import hf_named
 from headrace.compress.pipeline import Judging, open_source
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_executor import TorchExecutor
-from headrace.train.data import Sequences, chat_sequences, corpus_sequences, own_sequences
+from headrace.train.data import Sequences, chat_sequences, corpus_sequences, file_sequences, own_sequences
 from headrace.train.loop import DivergedError, TrainingConfig, train
 from headrace.train.model import GraphModel
 from headrace.train.qat import QatConfig, packed, train_qat
@@ -134,6 +134,17 @@ def test_own_samples_and_texts(tmp_path):
     assert own.ids.shape == corpus.ids.shape == (6, 16)
     np.testing.assert_array_equal(own.ids, again.ids)
     assert not np.array_equal(own.ids, corpus.ids)
+
+
+def test_sequences_of_a_file(tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("abcdefgh" * 8)
+    source = open_source(write_model(tmp_path / "model"))
+    pieces = np.reshape(source.tokenizer.encode("abcdefgh" * 8), (7, 8))
+    found = file_sequences(path, source.text, 7, 8, seed=0).ids
+    np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(pieces, axis=0))
+    with pytest.raises(InvalidRequestError, match=r"mine.txt has 7 pieces of 8 tokens, not 9"):
+        file_sequences(path, source.text, 9, 8, seed=0)
 
 
 def test_conversations_begin_as_a_user_does(tmp_path):
