@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from pathlib import Path
 from typing import Any
 
 from headrace.llm.config import ACTIVATIONS, KV_FORMATS
@@ -64,11 +63,20 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_text_arguments(parser: argparse._ActionsContainer) -> None:
-    """What a model is fitted to and judged by, where that is not Python's documents."""
+    """What a model is fitted to and judged by."""
     parser.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="fit to this text, or .jsonl of text or messages"
+        "--calibration",
+        metavar="TEXT",
+        help="fit to: any of own (what the model says), chat (conversations it makes up), corpus (Python's documents), "
+        "files of text or .jsonl (default: own,chat,corpus)",
     )
-    parser.add_argument("--held-out", type=Path, metavar="FILE", help="judge by this, likewise")
+    parser.add_argument("--held-out", default="corpus", metavar="TEXT", help="judge by, likewise (default: corpus)")
+
+
+def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of `Judging` that `add_text_arguments` stands for."""
+    calibration = None if args.calibration is None else tuple(args.calibration.split(","))
+    return {"calibration": calibration, "held_out": tuple(args.held_out.split(","))}
 
 
 def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:

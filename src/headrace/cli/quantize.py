@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.base.errors import InvalidRequestError
-from headrace.cli.options import add_text_arguments, memory_size, positive
+from headrace.cli.options import add_text_arguments, memory_size, positive, text_arguments
 from headrace.cli.status import status
 
 if TYPE_CHECKING:
@@ -154,8 +154,7 @@ def _judging(args: argparse.Namespace) -> "Judging":
         length=args.length,
         calibration_texts=args.calibration_texts,
         held_out_texts=args.held_out_texts,
-        calibration=args.calibration,
-        held_out=args.held_out,
+        **text_arguments(args),
         thresholds=thresholds,
     )
 

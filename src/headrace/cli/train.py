@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from headrace.cli.options import add_text_arguments, positive
+from headrace.cli.options import add_text_arguments, positive, text_arguments
 
 HELP = "train a model: qat, quantization-aware"
 
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     qat.add_argument("--loss", default="distill", help="distill (from the model itself) or next_token")
     qat.add_argument(
         "--data",
-        default="own,corpus",
-        help="any of own (samples), chat (own conversations), corpus (Python's docs), text files; default: own,corpus",
+        metavar="TEXT",
+        help="to train on: as for --calibration (default: own,chat,corpus)",
     )
     add_text_arguments(qat)
     qat.add_argument("--sequences", type=positive, default=512, metavar="N", help="to train on (default: 512)")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
             checkpoint_every=args.checkpoint_every,
         ),
         start=args.start,
-        data=tuple(args.data.split(",")),
+        data=None if args.data is None else tuple(args.data.split(",")),
         sequences=args.sequences,
         length=args.length,
         seed=args.seed,
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         line = f"step {step + 1}/{args.steps}  loss {figures['loss']:.4f}  {figures['seconds']:.1f} s"
         print(line, file=sys.stderr, flush=True)
 
-    judging = Judging(calibration=args.calibration, held_out=args.held_out)
+    judging = Judging(**text_arguments(args))
     result = train_qat(args.model, args.output, config, judging, device=args.device, report=report)
     print(f"{'':20}{'mean KL':>10}{'p99 KL':>10}{'same top 1':>12}{'perplexity':>12}")
     for title, found in (("rounded to nearest", result.nearest), ("trained", result.trained)):

@@ -15,6 +15,7 @@ import numpy as np
 
 from headrace.align.corpus import Part, pieces, texts
 from headrace.align.documents import read_tokens
+from headrace.align.samples import KINDS, check_kinds, default_kinds, said, shares
 from headrace.base.errors import HeadraceError, InvalidRequestError
 from headrace.compress.budget import Budget
 from headrace.compress.card import Blame, Card
@@ -59,23 +60,25 @@ class Judging:
     Attributes:
         length: tokens of each text.
         calibration_texts, held_out_texts: how many.
-        calibration, held_out: files that they come from (`headrace.align.documents`); None: parts of
-            `headrace.align.corpus`. Not the same file: a model is judged by what its calibration never saw.
+        calibration: as much of each of these (`headrace.align.samples`); None: of all that the model can give.
+        held_out: likewise. No file is in both: a model is judged by what its calibration never saw.
         thresholds: what the gate lets pass.
     """
 
     length: int = 256
     calibration_texts: int = 32
     held_out_texts: int = 16
-    calibration: Path | None = None
-    held_out: Path | None = None
+    calibration: tuple[str, ...] | None = None
+    held_out: tuple[str, ...] = ("corpus",)
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
-        files = [path.resolve() for path in (self.calibration, self.held_out) if path is not None]
-        if len(set(files)) < len(files):
+        for kinds in (self.calibration or KINDS, self.held_out):
+            check_kinds(kinds)
+        files = ({Path(kind).resolve() for kind in kinds if kind not in KINDS} for kinds in (self.calibration or (), self.held_out))
+        if both := set.intersection(*files):
             raise InvalidRequestError(
-                f"{self.calibration} cannot be both what is calibrated on and what is judged by.", "Cut it in two."
+                f"{both.pop()} cannot be both what is calibrated on and what is judged by.", "Cut it in two."
             )
 
 
@@ -84,6 +87,7 @@ class Source:
     """The model to quantize, opened, not read."""
 
     name: str
+    path: Path
     checkpoint: Checkpoint
     spec: ModelSpec
     graph: Graph
@@ -109,31 +113,39 @@ def open_source(name: str | None) -> Source:
     """Find a model. Raises as loading it does."""
     model = open_model(name)
     text = load_text(model.checkpoint)
-    return Source(model.path.stem, model.checkpoint, model.spec, model.graph, model.weights, text)
+    return Source(model.path.stem, model.path, model.checkpoint, model.spec, model.graph, model.weights, text)
 
 
 def windows(source: Source, judging: Judging, part: Part, *, more: int = 0) -> np.ndarray:
-    """Token ids ``[count, length]`` of the part, or of `more` pieces than are asked for, spread over all there is:
-    beginnings of documents, then what follows in them; or a file from front to back.
+    """Token ids ``[count, length]`` of the part, or of `more` texts than are asked for, kind after kind. What a model
+    does not say itself is spread over all there is: beginnings of documents, then what follows in them; or a file from
+    front to back.
 
-    Raises InvalidRequestError if there is not so much text, and as `read_tokens` does.
+    Raises InvalidRequestError if there is not so much text, and as `read_tokens` and `said` do.
     """
     if part == "calibration":
-        path, count = judging.calibration, judging.calibration_texts + more
+        count = judging.calibration_texts + more
+        kinds = judging.calibration or default_kinds(source.text, count, judging.length)
     else:
-        path, count = judging.held_out, judging.held_out_texts + more
-    if path is None:
-        documents = [source.tokenizer.encode(text) for text in texts(part)]
-    else:
-        documents = [read_tokens(path, source.text)]
-    found = pieces(documents, judging.length)
+        count, kinds = judging.held_out_texts + more, judging.held_out
+    counts = shares(kinds, count)
+    found = said(str(source.path), counts, judging.length, seed=0, part=part)
+    for kind in counts.keys() - found.keys():
+        documents = (
+            [source.tokenizer.encode(text) for text in texts(part)]
+            if kind == "corpus"
+            else [read_tokens(Path(kind), source.text)]
+        )
+        found[kind] = _spread(kind, pieces(documents, judging.length), counts[kind])
+    return np.concatenate([found[kind] for kind in kinds])
+
+
+def _spread(kind: str, found: Sequence[Sequence[int]], count: int) -> np.ndarray:
     if len(found) < count:
         raise InvalidRequestError(
-            f"{path or f'The {part} text'} has {len(found)} pieces of {judging.length} tokens, not {count}.",
-            "Ask for fewer or shorter.",
+            f"{kind} has {len(found)} pieces of that many tokens, not {count}.", "Ask for fewer or shorter ones."
         )
-    spread = np.linspace(0, len(found) - 1, count).astype(int)
-    return np.array([found[i] for i in spread], np.int64)
+    return np.array([found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)], np.int64)
 
 
 def judged(

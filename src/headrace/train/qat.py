@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.align.divergence import Divergence
+from headrace.align.samples import KINDS, check_kinds, default_kinds, said, shares
 from headrace.base.errors import InvalidRequestError
 from headrace.compress.export import hf_config
 from headrace.compress.pipeline import Judging, Source, make_evaluator, open_source, windows, write_folder
@@ -16,16 +17,14 @@ from headrace.compress.recipe import Recipe
 from headrace.executors.native_quantize import quantize_tensor
 from headrace.executors.torch_device import torch_device
 from headrace.formats.model_folder import refuse_existing
-from headrace.llm.llm import LLM
 from headrace.numerics.schemes import IntegerScheme, Scheme
 from headrace.numerics.tensor import RawTensor
 from headrace.train.curve import curve_svg
-from headrace.train.data import SOURCES, Sequences, chat_sequences, corpus_sequences, file_sequences, own_sequences
+from headrace.train.data import Sequences, corpus_sequences, file_sequences
 from headrace.train.loop import TrainingConfig, train
 from headrace.train.model import GraphModel
 
 STARTS = ("weights", "gptq", "awq", "awq+gptq")
-_SAID = {"own": own_sequences, "chat": chat_sequences}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,9 +37,7 @@ class QatConfig:
         start: ``weights``: masters begin as the model's weights; ``awq``: as these after scale was moved, not rounded;
             ``gptq``, ``awq+gptq``: as what these methods of `Recipe` round them to. Only symmetric integers are rounded
             to themselves again: for other formats ``awq+gptq`` is ``awq``, and ``gptq`` is refused.
-        data: ``own``: what the model says itself after the beginnings of texts; ``chat``: conversations that it makes
-            up; ``corpus``: the calibration texts; anything else: a file of text (`headrace.align.documents`). Of
-            several, as much of each.
+        data: as much of each of these (`headrace.align.samples`); None: of all that the model can give.
         sequences: how many, of `length` tokens.
         seed: of data and order.
         checkpointed: compute layers again for gradients: less memory, more time.
@@ -49,7 +46,7 @@ class QatConfig:
     recipe: Recipe
     training: TrainingConfig
     start: str = "awq+gptq"
-    data: tuple[str, ...] = ("own", "corpus")
+    data: tuple[str, ...] | None = None
     sequences: int = 512
     length: int = 128
     seed: int = 0
@@ -58,16 +55,9 @@ class QatConfig:
     def __post_init__(self) -> None:
         if self.start not in STARTS:
             raise InvalidRequestError(f"Start {self.start!r} is not known.", f"Use one of {', '.join(STARTS)}.")
-        if self.sequences < len(self.data):
-            raise InvalidRequestError(
-                f"{self.sequences} sequences cannot come from {len(self.data)} kinds of data.", "Ask for more."
-            )
-        files = [name for name in self.data if name not in SOURCES]
-        if not self.data or len(set(self.data)) < len(self.data) or not all(Path(name).is_file() for name in files):
-            raise InvalidRequestError(
-                f"Data {','.join(self.data)!r} is no file that exists, or said twice.",
-                f"Use one of {', '.join(SOURCES)}, a file of text, or several of them.",
-            )
+        if self.data is not None:
+            check_kinds(self.data)
+            shares(self.data, self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +109,7 @@ def train_qat(
             f"What GPTQ rounds to {config.recipe.format} is not rounded to itself again.", "Start from awq or weights."
         )
     work = target.parent / f".{target.name}.qat"
-    sequences = _data(name, source, config, work)
+    sequences = _data(source, config, work)
     start = _start(source, config, schemes, judging, work)
     model = GraphModel(source.graph, start, schemes, device=device, checkpointed=config.checkpointed)
     teacher = None
@@ -168,24 +158,21 @@ def _start(
     return weights
 
 
-def _data(name: str | None, source: Source, config: QatConfig, work: Path) -> Sequences:
+def _data(source: Source, config: QatConfig, work: Path) -> Sequences:
     """Made once, then read: what the model says may differ between machines, and a resumed run must go on with it."""
     path = work / "data.npy"
     if path.exists():
         return Sequences(np.load(path))
-    whole, rest = divmod(config.sequences, len(config.data))
-    counts = {kind: whole + (i < rest) for i, kind in enumerate(config.data)}
+    kinds = config.data or default_kinds(source.text, config.sequences, config.length)
+    counts = shares(kinds, config.sequences)
     found: dict[str, np.ndarray] = {}
     for kind, count in counts.items():
         if kind == "corpus":
             found[kind] = corpus_sequences(source.tokenizer, count, config.length, config.seed).ids
-        elif kind not in SOURCES:
+        elif kind not in KINDS:
             found[kind] = file_sequences(Path(kind), source.text, count, config.length, config.seed).ids
-    if said := [kind for kind in config.data if kind in _SAID]:
-        with LLM(name) as llm:
-            for kind in said:
-                found[kind] = _SAID[kind](llm, counts[kind], config.length, config.seed).ids
-    ids = np.concatenate([found[kind] for kind in config.data])
+    found |= said(str(source.path), counts, config.length, config.seed)
+    ids = np.concatenate([found[kind] for kind in kinds])
     work.mkdir(parents=True, exist_ok=True)
     partial = work / "data.partial.npy"
     np.save(partial, ids)

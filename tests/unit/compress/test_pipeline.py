@@ -220,7 +220,7 @@ def test_texts_of_the_users_own(model, tmp_path):
     mine.write_text("".join(json.dumps({"text": f"{i} abcxyz!"}) + "\n" for i in range(20)))
     others.write_text("zyxw" * 50)
     source = open_source(model)
-    judging = Judging(length=8, calibration_texts=4, held_out_texts=2, calibration=mine, held_out=others)
+    judging = Judging(length=8, calibration_texts=4, held_out_texts=2, calibration=(str(mine),), held_out=(str(others),))
     np.testing.assert_array_equal(
         windows(source, judging, "calibration")[0],
         [*source.tokenizer.encode("0 abcxyz!"), *source.tokenizer.encode("1")][:8],
@@ -236,7 +236,18 @@ def test_texts_of_the_users_own(model, tmp_path):
     with pytest.raises(InvalidRequestError, match=r"others.txt has \d+ pieces"):
         windows(source, replace(judging, held_out_texts=100), "held_out")
     with pytest.raises(InvalidRequestError, match="both what is calibrated on"):
-        Judging(calibration=mine, held_out=tmp_path / "." / "mine.jsonl")
+        Judging(calibration=("own", str(mine)), held_out=(f"{tmp_path}/./mine.jsonl",))
+
+
+def test_kinds_follow_each_other(model):
+    source = open_source(model)
+    judging = Judging(length=16, calibration_texts=5, held_out=("corpus", "own"), held_out_texts=4)
+    alone = replace(judging, calibration=("corpus",), calibration_texts=2, held_out=("corpus",), held_out_texts=2)
+    calibration, held_out = (windows(source, judging, part) for part in ("calibration", "held_out"))
+    assert calibration.shape == (5, 16)
+    np.testing.assert_array_equal(calibration[3:], windows(source, alone, "calibration"))
+    np.testing.assert_array_equal(held_out[:2], windows(source, alone, "held_out"))
+    assert not {tuple(row) for row in calibration} & {tuple(row) for row in held_out}
 
 
 def test_the_command(model, tmp_path, capsys):

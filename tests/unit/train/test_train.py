@@ -15,7 +15,7 @@ from headrace.compress.export import hf_named
 from headrace.compress.pipeline import Judging, open_source
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_executor import TorchExecutor
-from headrace.train.data import Sequences, chat_sequences, corpus_sequences, file_sequences, own_sequences
+from headrace.train.data import Sequences, file_sequences
 from headrace.train.loop import DivergedError, TrainingConfig, train
 from headrace.train.model import GraphModel
 from headrace.train.qat import QatConfig, packed, train_qat
@@ -126,16 +126,6 @@ def test_batches_are_functions_of_their_step_and_every_piece_comes_once():
         Sequences(rows).batches(21, seed=0)
 
 
-def test_own_samples_and_texts(tmp_path):
-    with LLM(write_model(tmp_path), max_num_seqs=4) as llm:
-        own = own_sequences(llm, 6, 16, seed=3)
-        again = own_sequences(llm, 6, 16, seed=3)
-        corpus = corpus_sequences(llm.tokenizer, 6, 16, seed=3)
-    assert own.ids.shape == corpus.ids.shape == (6, 16)
-    np.testing.assert_array_equal(own.ids, again.ids)
-    assert not np.array_equal(own.ids, corpus.ids)
-
-
 def test_sequences_of_a_file(tmp_path):
     path = tmp_path / "mine.txt"
     path.write_text("abcdefgh" * 8)
@@ -145,26 +135,6 @@ def test_sequences_of_a_file(tmp_path):
     np.testing.assert_array_equal(np.sort(found, axis=0), np.sort(pieces, axis=0))
     with pytest.raises(InvalidRequestError, match=r"mine.txt has 7 pieces of 8 tokens, not 9"):
         file_sequences(path, source.text, 9, 8, seed=0)
-
-
-def test_conversations_begin_as_a_user_does(tmp_path):
-    template = "{% for m in messages %}<|end|>{{ m.role }}:{{ m.content }}{% endfor %}"
-    with LLM(write_model(tmp_path, tokenizer__chat_template=template), max_num_seqs=4) as llm:
-        chat = chat_sequences(llm, 3, 16, seed=3)
-        opening = llm.tokenizer.encode("<|end|>user:", add_special_tokens=False)
-        assert chat.ids.shape == (3, 16)
-        assert (chat.ids[:, : len(opening)] == opening).all()
-        assert len({tuple(ids) for ids in chat.ids.tolist()}) == 3
-        with pytest.raises(InvalidRequestError, match="sequences have 6"):
-            chat_sequences(llm, 3, 6, seed=3)
-
-
-@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "user: {{ messages[0].content | upper }}"])
-def test_a_template_that_begins_no_turn_of_a_user_is_refused(tmp_path, template):
-    path = write_model(tmp_path, tokenizer__chat_template=template)
-    refused = pytest.raises(InvalidRequestError, match="no beginning of a user's turn")
-    with LLM(path, max_num_seqs=4) as llm, refused:
-        chat_sequences(llm, 3, 16, seed=3)
 
 
 @pytest.mark.parametrize(("start", "recipe"), [
