@@ -34,8 +34,11 @@ def check_kinds(kinds: Sequence[str]) -> None:
         )
 
 
-def default_kinds(text: TextSide, count: int, length: int) -> tuple[str, ...]:
-    """All, or as many as there are texts; but for conversations with a model that has no template for them."""
+def default_kinds(text: TextSide, context: int, count: int, length: int) -> tuple[str, ...]:
+    """All, or as many as there are texts; documents alone if `length` exceeds the model's `context`, and no
+    conversations with a model that has no template for them."""
+    if length > context:
+        return ("corpus",)
     try:
         chat_opening(text, length)
     except HeadraceError:
@@ -54,8 +57,8 @@ def shares(kinds: Sequence[str], count: int) -> dict[str, int]:
 def said(
     model: str | None, counts: Mapping[str, int], length: int, seed: int, part: Part = "calibration"
 ) -> dict[str, np.ndarray]:
-    """Token ids ``[count, length]``, int64, of each kind in `counts` that a model says itself, at temperature 1 and past
-    the ends that it sees. The same for the same model, seed, part and machine.
+    """Token ids ``[count, length]``, int64, of each kind in `counts` that a model says itself, at temperature 1 and
+    past the ends that it sees. The same for the same model, seed, part and machine.
 
     Raises as `chat_opening` does, and as loading the model does.
     """

@@ -75,7 +75,10 @@ class Judging:
     def __post_init__(self) -> None:
         for kinds in (self.calibration or KINDS, self.held_out):
             check_kinds(kinds)
-        files = ({Path(kind).resolve() for kind in kinds if kind not in KINDS} for kinds in (self.calibration or (), self.held_out))
+        files = (
+            {Path(kind).resolve() for kind in kinds if kind not in KINDS}
+            for kinds in (self.calibration or (), self.held_out)
+        )
         if both := set.intersection(*files):
             raise InvalidRequestError(
                 f"{both.pop()} cannot be both what is calibrated on and what is judged by.", "Cut it in two."
@@ -97,6 +100,10 @@ class Source:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.text.tokenizer
+
+    def default_kinds(self, count: int, length: int) -> tuple[str, ...]:
+        """Of text, for `count` texts of `length` tokens; see `headrace.align.samples.default_kinds`."""
+        return default_kinds(self.text, self.spec.max_position_embeddings, count, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ def windows(source: Source, judging: Judging, part: Part, *, more: int = 0) -> n
     """
     if part == "calibration":
         count = judging.calibration_texts + more
-        kinds = judging.calibration or default_kinds(source.text, count, judging.length)
+        kinds = judging.calibration or source.default_kinds(count, judging.length)
     else:
         count, kinds = judging.held_out_texts + more, judging.held_out
     counts = shares(kinds, count)

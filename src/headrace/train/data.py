@@ -1,4 +1,4 @@
-"""What to train on, in batches: pieces of Python's documents, of a user's text, of what `headrace.align.samples` finds."""
+"""What to train on: pieces of Python's documents or of a user's file, and batches of any text."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from headrace.align.divergence import Divergence
-from headrace.align.samples import KINDS, check_kinds, default_kinds, said, shares
+from headrace.align.samples import KINDS, check_kinds, said, shares
 from headrace.base.errors import InvalidRequestError
 from headrace.compress.export import hf_config
 from headrace.compress.pipeline import Judging, Source, make_evaluator, open_source, windows, write_folder
@@ -163,7 +163,7 @@ def _data(source: Source, config: QatConfig, work: Path) -> Sequences:
     path = work / "data.npy"
     if path.exists():
         return Sequences(np.load(path))
-    kinds = config.data or default_kinds(source.text, config.sequences, config.length)
+    kinds = config.data or source.default_kinds(config.sequences, config.length)
     counts = shares(kinds, config.sequences)
     found: dict[str, np.ndarray] = {}
     for kind, count in counts.items():

@@ -48,14 +48,15 @@ def test_a_template_that_begins_no_turn_of_a_user_is_refused_and_not_the_default
     text = text_of(write_model(tmp_path, tokenizer__chat_template=template))
     with pytest.raises(error):
         chat_opening(text, 16)
-    assert default_kinds(text, 32, 16) == ("own", "corpus")
-    assert default_kinds(text, 1, 16) == ("corpus",)
+    assert default_kinds(text, 64, 32, 16) == ("own", "corpus")
+    assert default_kinds(text, 64, 1, 16) == ("corpus",)
 
 
 def test_the_default_is_all_there_is(tmp_path):
     text = text_of(write_model(tmp_path, tokenizer__chat_template=TEMPLATE))
-    assert default_kinds(text, 32, 64) == KINDS
-    assert default_kinds(text, 32, 4) == ("own", "corpus"), "a turn does not fit"
+    assert default_kinds(text, 64, 32, 64) == KINDS
+    assert default_kinds(text, 64, 32, 4) == ("own", "corpus"), "a turn does not fit"
+    assert default_kinds(text, 64, 32, 65) == ("corpus",), "the model cannot say so much"
 
 
 def test_kinds_that_are_none(tmp_path):

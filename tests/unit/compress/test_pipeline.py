@@ -220,7 +220,9 @@ def test_texts_of_the_users_own(model, tmp_path):
     mine.write_text("".join(json.dumps({"text": f"{i} abcxyz!"}) + "\n" for i in range(20)))
     others.write_text("zyxw" * 50)
     source = open_source(model)
-    judging = Judging(length=8, calibration_texts=4, held_out_texts=2, calibration=(str(mine),), held_out=(str(others),))
+    judging = Judging(
+        length=8, calibration_texts=4, held_out_texts=2, calibration=(str(mine),), held_out=(str(others),)
+    )
     np.testing.assert_array_equal(
         windows(source, judging, "calibration")[0],
         [*source.tokenizer.encode("0 abcxyz!"), *source.tokenizer.encode("1")][:8],
