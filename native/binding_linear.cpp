@@ -122,7 +122,8 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
   }
   const Linear& first = *linears[0];
   const Pages prepared(prepared_bytes(first.form, rows, in_features));
-  std::vector<float> y(rows * w.out_features);
+  const Pages results(rows * w.out_features * sizeof(float));
+  auto* y = reinterpret_cast<float*>(results.data());
   for (int repeat = 0; repeat < repeats; ++repeat) {
     auto start = Clock::now();
     pool.parallel_for(threads, [&](int64_t worker) {
@@ -134,7 +135,7 @@ nb::dict linear_benchmark(const std::string& format, const Bytes& raw, const Flo
       start = Clock::now();
       pool.parallel_for(threads, [&](int64_t worker) {
         const auto [begin, end] = share(*linear, static_cast<int>(worker), threads);
-        if (begin < end) linear->run(prepared.data(), rows, y.data(), w.out_features, begin, end);
+        if (begin < end) linear->run(prepared.data(), rows, y, w.out_features, begin, end);
       });
       timed(run, start);
     }

@@ -11,6 +11,8 @@ namespace {
 constexpr int64_t kTileRows = 16, kTileBytes = 1024, kQuad = 4;
 constexpr int64_t kPrefetch = 2048;     // bytes of weights requested ahead
 constexpr int64_t kFarPrefetch = 6144;  // likewise, where products follow the decoding of a panel
+// Inputs of so many bytes are multiplied by all panels before the next ones: they come from L2 again and again.
+constexpr int64_t kInputBytes = 896 << 10;
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -63,16 +65,15 @@ struct RowScale {
 
 // NaN for a row that is not finite: whatever it is multiplied by.
 RowScale scale_of(const float* x, int64_t features) {
-  __m512 most = _mm512_setzero_ps();
-  __mmask16 finite = 0xffff;
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512i most = _mm512_setzero_si512();  // magnitudes are ordered as their bits are, infinities and NaN above the rest
   for (int64_t k = 0; k < features; k += 16) {
-    const __mmask16 lanes = columns_mask(k, features);
-    const __m512 v = _mm512_abs_ps(_mm512_maskz_loadu_ps(lanes, x + k));
-    most = _mm512_max_ps(most, v);
-    finite &= _mm512_cmp_ps_mask(v, _mm512_set1_ps(__builtin_inff()), _CMP_LT_OQ);
+    const __m512i v = _mm512_castps_si512(_mm512_maskz_loadu_ps(columns_mask(k, features), x + k));
+    most = _mm512_max_epi32(most, _mm512_and_si512(v, magnitude));
   }
-  const float top = _mm512_reduce_max_ps(most);
-  if (finite != 0xffff) return {__builtin_nanf(""), 0.0f};
+  const int32_t bits = _mm512_reduce_max_epi32(most);
+  if (bits >= 0x7f800000) return {__builtin_nanf(""), 0.0f};
+  const float top = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
   return top < 0x1p-100f ? RowScale{0.0f, 0.0f} : RowScale{top / kFixedTop, kFixedTop / top};
 }
 
@@ -97,6 +98,72 @@ inline void split(__m512i x, uint8_t* high, uint8_t* low) {
   _mm_storeu_si128((__m128i*)low, _mm512_cvtepi32_epi8(x));
   const __m512i rest = _mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8);
   _mm_storeu_si128((__m128i*)high, _mm512_cvtepi32_epi8(rest));
+}
+
+// A block of features by their digits, as bytes: X = 256 * high + low; returns what adds up to the sum of X.
+inline __m512i split_block(const float* x, int64_t k, int64_t features, const RowScale& scale, uint8_t* high,
+                           uint8_t* low) {
+  __m512i words[2], digits[2], rests[2];
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    words[i] = _mm512_packs_epi32(round_inputs(x, k + 32 * i, features, scale),
+                                  round_inputs(x, k + 32 * i + 16, features, scale));
+    digits[i] = _mm512_srai_epi16(_mm512_add_epi16(words[i], _mm512_set1_epi16(128)), 8);
+    rests[i] = _mm512_sub_epi16(words[i], _mm512_slli_epi16(digits[i], 8));
+  }
+  // Packing twice leaves four features of each vector in turn.
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_store_si512(high, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(digits[0], digits[1])));
+  _mm512_store_si512(low, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(rests[0], rests[1])));
+  const __m512i ones = _mm512_set1_epi16(1);
+  return _mm512_add_epi32(_mm512_madd_epi16(words[0], ones), _mm512_madd_epi16(words[1], ones));
+}
+
+// Row m of a tile.
+void prepare_tile(const FixedInputs& inputs, const float* row, int64_t valid, const RowScale& scale, int64_t m,
+                  uint8_t* bytes) {
+  auto* sums = reinterpret_cast<int32_t*>(bytes + inputs.sums) + m;
+  uint8_t* to = bytes + m / kTileRows * inputs.blocks * 2 * kTileBytes + m % kTileRows * 64;
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t i = 0; i < inputs.blocks; ++i, to += 2 * kTileBytes) {
+    sum = _mm512_add_epi32(sum, split_block(row, i * kFixedBlock, valid, scale, to, to + kTileBytes));
+    if ((i + 1) % inputs.stretch_blocks == 0 || i + 1 == inputs.blocks) {
+      sums[i / inputs.stretch_blocks * inputs.rows] = _mm512_reduce_add_epi32(sum);
+      sum = _mm512_setzero_si512();
+    }
+  }
+}
+
+// Row m of few.
+void prepare_few(const InputForm& form, const FixedInputs& inputs, const float* row, int64_t valid, int64_t features,
+                 const RowScale& scale, int64_t m, uint8_t* bytes) {
+  auto* sums = reinterpret_cast<int32_t*>(bytes + inputs.sums) + m;
+  auto* group_sums = reinterpret_cast<int32_t*>(bytes + inputs.group_sums) + m;
+  const int64_t step = inputs.stretch_blocks * kFixedBlock;
+  __m512i sum = _mm512_setzero_si512();
+  for (int64_t k = 0; k < inputs.blocks * kFixedBlock; k += 32) {
+    const __m512i a = round_inputs(row, k, valid, scale), b = round_inputs(row, k + 16, valid, scale);
+    const __m512i both = _mm512_add_epi32(a, b);
+    sum = _mm512_add_epi32(sum, both);
+    if ((k + 32) % step == 0 || k + 32 == inputs.blocks * kFixedBlock) {
+      sums[k / step * inputs.rows] = _mm512_reduce_add_epi32(sum);
+      sum = _mm512_setzero_si512();
+    }
+    if (form.layout == kFixedWords) {
+      uint8_t* to = bytes + (k / 32 * inputs.rows + m) * 128;
+      split_words(a, to, to + 64);
+      split_words(b, to + 32, to + 96);
+    } else {
+      uint8_t* to = bytes + (k / 32 * inputs.rows + m) * 64;
+      split(a, to, to + 32);
+      split(b, to + 16, to + 48);
+      if (form.group == 32 && k < features) group_sums[k / 32 * inputs.rows] = _mm512_reduce_add_epi32(both);
+      if (form.group == 16) {
+        if (k < features) group_sums[k / 16 * inputs.rows] = _mm512_reduce_add_epi32(a);
+        if (k + 16 < features) group_sums[(k / 16 + 1) * inputs.rows] = _mm512_reduce_add_epi32(b);
+      }
+    }
+  }
 }
 
 // ---- results
@@ -348,16 +415,16 @@ struct Results {
     if (next >= rows) return;
     const int64_t r = next++;
     const auto load = [&](int i) { return _mm512_load_si512(sums[i] + r * kFixedPanel); };
-    const __m512i high = load(0), middle = _mm512_add_epi32(load(1), load(2)), low = load(3);
-    const __m512d bias = _mm512_set1_pd(128.0 * inputs[r]);
-    const auto half = [&](int i) {
-      const auto wide = [&](__m512i v) {
-        return _mm512_cvtepi32_pd(i ? _mm512_extracti64x4_epi64(v, 1) : _mm512_castsi512_si256(v));
-      };
-      const __m512d rest = _mm512_fmadd_pd(wide(middle), _mm512_set1_pd(256), wide(low));
-      return _mm512_cvtpd_ps(_mm512_sub_pd(_mm512_fmadd_pd(wide(high), _mm512_set1_pd(65536), rest), bias));
-    };
-    const __m512 sum = _mm512_insertf32x8(_mm512_castps256_ps512(half(0)), half(1), 1);
+    const __m512i middle = _mm512_add_epi32(load(1), load(2));
+    const __m512i bytes = _mm512_set1_epi32(255), words = _mm512_set1_epi32(65535);
+    // The sum as 65536 * top + rest, of which f32 holds both: |top| < 2^24 (of 768 features' products), rest < 2^16.
+    __m512i rest = _mm512_slli_epi32(_mm512_and_si512(middle, bytes), 8);
+    rest = _mm512_sub_epi32(_mm512_add_epi32(rest, load(3)), _mm512_set1_epi32(128 * (inputs[r] & 511)));
+    __m512i top = _mm512_add_epi32(load(0), _mm512_srai_epi32(middle, 8));
+    top = _mm512_sub_epi32(top, _mm512_set1_epi32(inputs[r] >> 9));
+    top = _mm512_add_epi32(top, _mm512_srai_epi32(rest, 16));
+    const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(top), _mm512_set1_ps(65536.0f),
+                                       _mm512_cvtepi32_ps(_mm512_and_si512(rest, words)));
     put(y + r * ldy, mask, sum, _mm512_loadu_ps(units), scales[r], add);
   }
 
@@ -389,8 +456,12 @@ void decode(const FixedWeights& w, int64_t panel, int64_t begin, int64_t end, ui
   }
 }
 
-// Chains of one row tile: 64 features of inputs by weights at a time.
+// Asks for a cache line that will be written.
+inline void prefetch_to_write(const void* p) { asm volatile("prefetchw %0" ::"m"(*static_cast<const char*>(p))); }
+
+// Chains of one row tile: 64 features of inputs by weights at a time. `to`: where in y their sums will go, rows of ldy.
 inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, const uint8_t* weights, int64_t blocks,
+                                                           const float* to, int64_t ldy, int64_t rows,
                                                            Results& results) {
   tile_zero<0>();
   tile_zero<1>();
@@ -405,6 +476,11 @@ inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, con
     tile_load<5>(weights + kTileBytes, 64);
     tile_multiply_unsigned<2, 6, 5>();
     tile_multiply_unsigned<3, 7, 5>();
+    if (2 * i < rows) {
+      prefetch_to_write(to);
+      prefetch_to_write(to + ldy);
+      to += 2 * ldy;
+    }
     results.write_row();
     results.write_row();
   }
@@ -416,31 +492,39 @@ __attribute__((noinline)) void run_many_rows(const FixedWeights& w, const uint8_
                                              int64_t rows, float* y, int64_t ldy, int64_t column_begin,
                                              int64_t column_end) {
   constexpr int64_t kGroups = kFixedBlock / K::kGroup;
+  const int64_t fitting = kInputBytes / (inputs.blocks * 2 * kTileBytes) * kTileRows;
+  const int64_t chunk = fitting < kTileRows ? kTileRows : fitting;
   alignas(64) uint8_t weights[Stretches::kMostBlocks * 2 * kTileBytes];
   // The last block may end early: what lies behind meets inputs of zero.
   if (w.in_features % kFixedBlock != 0) __builtin_memset(weights, 0, sizeof weights);
   Results results;
   configure(smaller(rows, kTileRows));
-  for (int64_t n = column_begin; n < column_end; n += kFixedPanel) {
-    const int64_t panel = n / kFixedPanel;
-    for (int64_t stretch = 0, first = 0; first < inputs.blocks; ++stretch, first += inputs.stretch_blocks) {
-      const int64_t count = smaller(inputs.stretch_blocks, inputs.blocks - first);
-      decode<K>(w, panel, first * kGroups, smaller((first + count) * kGroups, w.in_features / K::kGroup), weights);
-      for (int64_t m = 0; m < rows; m += kTileRows) {
-        multiply_blocks(prepared + (m / kTileRows * inputs.blocks + first) * 2 * kTileBytes, weights, count, results);
-        tile_store<0>(results.sums[0], 64);
-        tile_store<1>(results.sums[1], 64);
-        tile_store<2>(results.sums[2], 64);
-        tile_store<3>(results.sums[3], 64);
-        results.units = reinterpret_cast<const float*>(w.data + panel * w.panel_bytes);
-        results.scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
-        results.inputs = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + stretch * inputs.rows + m;
-        results.y = y + m * ldy + n;
-        results.ldy = ldy;
-        results.rows = smaller(kTileRows, rows - m);
-        results.next = 0;
-        results.mask = columns_mask(n, column_end);
-        results.add = stretch > 0;
+  for (int64_t begin = 0; begin < rows; begin += chunk) {
+    const int64_t chunk_end = smaller(begin + chunk, rows);
+    for (int64_t n = column_begin; n < column_end; n += kFixedPanel) {
+      const int64_t panel = n / kFixedPanel;
+      for (int64_t stretch = 0, first = 0; first < inputs.blocks; ++stretch, first += inputs.stretch_blocks) {
+        const int64_t count = smaller(inputs.stretch_blocks, inputs.blocks - first);
+        decode<K>(w, panel, first * kGroups, smaller((first + count) * kGroups, w.in_features / K::kGroup), weights);
+        for (int64_t m = begin; m < chunk_end; m += kTileRows) {
+          float* to = y + m * ldy + n;
+          const int64_t tile_rows = smaller(kTileRows, rows - m);
+          multiply_blocks(prepared + (m / kTileRows * inputs.blocks + first) * 2 * kTileBytes, weights, count, to, ldy,
+                          tile_rows, results);
+          tile_store<0>(results.sums[0], 64);
+          tile_store<1>(results.sums[1], 64);
+          tile_store<2>(results.sums[2], 64);
+          tile_store<3>(results.sums[3], 64);
+          results.units = reinterpret_cast<const float*>(w.data + panel * w.panel_bytes);
+          results.scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
+          results.inputs = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + stretch * inputs.rows + m;
+          results.y = to;
+          results.ldy = ldy;
+          results.rows = tile_rows;
+          results.next = 0;
+          results.mask = columns_mask(n, column_end);
+          results.add = stretch > 0;
+        }
       }
     }
   }
@@ -455,43 +539,16 @@ void fixed_prepare(const InputForm& form, const float* x, int64_t ldx, int64_t r
   const FixedInputs inputs(form, rows, features);
   auto* bytes = static_cast<uint8_t*>(prepared);
   auto* scales = reinterpret_cast<float*>(bytes + inputs.scales);
-  auto* sums = reinterpret_cast<int32_t*>(bytes + inputs.sums);
-  auto* group_sums = reinterpret_cast<int32_t*>(bytes + inputs.group_sums);
-  const int64_t step = inputs.stretch_blocks * kFixedBlock;
   const int64_t end = row_end == rows ? inputs.rows : row_end;  // rows that pad are zeros
   for (int64_t m = row_begin; m < end; ++m) {
     const float* row = x + m * ldx;
     const int64_t valid = m < rows ? features : 0;
     const RowScale scale = scale_of(row, valid);
     scales[m] = scale.scale;
-    __m512i sum = _mm512_setzero_si512();
-    for (int64_t k = 0; k < inputs.blocks * kFixedBlock; k += 32) {
-      const __m512i a = round_inputs(row, k, valid, scale), b = round_inputs(row, k + 16, valid, scale);
-      const __m512i both = _mm512_add_epi32(a, b);
-      sum = _mm512_add_epi32(sum, both);
-      if ((k + 32) % step == 0 || k + 32 == inputs.blocks * kFixedBlock) {
-        sums[k / step * inputs.rows + m] = _mm512_reduce_add_epi32(sum);
-        sum = _mm512_setzero_si512();
-      }
-      if (!inputs.few) {
-        uint8_t* to = bytes + (m / kTileRows * inputs.blocks + k / kFixedBlock) * 2 * kTileBytes + m % kTileRows * 64 +
-                      k % kFixedBlock;
-        split(a, to, to + kTileBytes);
-        split(b, to + 16, to + kTileBytes + 16);
-      } else if (form.layout == kFixedWords) {
-        uint8_t* to = bytes + (k / 32 * inputs.rows + m) * 128;
-        split_words(a, to, to + 64);
-        split_words(b, to + 32, to + 96);
-      } else {
-        uint8_t* to = bytes + (k / 32 * inputs.rows + m) * 64;
-        split(a, to, to + 32);
-        split(b, to + 16, to + 48);
-        if (form.group == 32 && k < features) group_sums[k / 32 * inputs.rows + m] = _mm512_reduce_add_epi32(both);
-        if (form.group == 16) {
-          if (k < features) group_sums[k / 16 * inputs.rows + m] = _mm512_reduce_add_epi32(a);
-          if (k + 16 < features) group_sums[(k / 16 + 1) * inputs.rows + m] = _mm512_reduce_add_epi32(b);
-        }
-      }
+    if (inputs.few) {
+      prepare_few(form, inputs, row, valid, features, scale, m, bytes);
+    } else {
+      prepare_tile(inputs, row, valid, scale, m, bytes);
     }
   }
 }

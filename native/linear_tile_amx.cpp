@@ -25,12 +25,10 @@ constexpr int64_t kChunkBlocks = 8, kGroupPanels = 4;
 // Tile registers, two of each: while one block is multiplied, the next one loads and the last one is stored.
 constexpr int kC = 0, kB = 2, kHi = 4, kLo = 6;
 
-// GCC's tile loads do not tell the compiler what memory they read.
-inline void memory_barrier() {
-  asm volatile("" ::: "memory");
-}
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-;
+// GCC's tile loads do not tell the compiler what memory they read.
+inline void memory_barrier() { asm volatile("" ::: "memory"); }
 
 void configure(int64_t a_rows, int64_t tile_k) {
   TileConfig config;
@@ -316,41 +314,89 @@ void run_quantized(const AmxWeights& w, const uint8_t* prepared, int64_t rows, f
   run(w, prepared, rows, y, ldy, column_begin, column_end);
 }
 
-// ---- plain bf16 weights: the packed form is the tiles, and C stays in its register over all features
+// ---- plain bf16 weights: the packed form is the tiles, and sums stay in their registers over all features
 // -----------------
+
+// Tile registers: 0 to 3 sum the products of two row tiles and two panels, 4 and 5 hold weights, 6 and 7 inputs.
+constexpr int64_t kPairRows = 2 * kTileRows, kPairColumns = 2 * kTileColumns;
+// Inputs of so many bytes are multiplied by all panels before the next ones: they come from L2 again and again.
+constexpr int64_t kInputBytes = 768 << 10;
+
+struct PairOfTiles {
+  const uint8_t *x, *weights;
+  int64_t blocks, x_bytes, block_bytes, part, weight_bytes;  // from one row tile, block, half, panel to the next
+};
+
+// One or two row tiles by one or two panels; of each output the same sum, block after block, the lower half after the
+// upper one.
+template <bool Lo, int Tiles, int Panels>
+inline __attribute__((always_inline)) void multiply_bf16(const PairOfTiles& at,
+                                                         float (*sums)[kTileRows * kTileColumns]) {
+  const uint8_t *x = at.x, *weights = at.weights;
+  const auto products = [&](int64_t part) __attribute__((always_inline)) {
+    tile_load<6>(x + part, 64);
+    tile_multiply_bf16<0, 6, 4>();
+    if constexpr (Panels == 2) tile_multiply_bf16<1, 6, 5>();
+    if constexpr (Tiles == 2) {
+      tile_load<7>(x + at.x_bytes + part, 64);
+      tile_multiply_bf16<2, 7, 4>();
+      if constexpr (Panels == 2) tile_multiply_bf16<3, 7, 5>();
+    }
+  };
+  tile_zero<0>();
+  tile_zero<1>();
+  tile_zero<2>();
+  tile_zero<3>();
+  for (int64_t g = 0; g < at.blocks; ++g, x += at.block_bytes, weights += kTileBytes) {
+    tile_load<4>(weights, 64);
+    if constexpr (Panels == 2) tile_load<5>(weights + at.weight_bytes, 64);
+    products(0);
+    if constexpr (Lo) products(at.part);
+  }
+  tile_store<0>(sums[0], 64);
+  if constexpr (Panels == 2) tile_store<1>(sums[1], 64);
+  if constexpr (Tiles == 2) tile_store<2>(sums[2], 64);
+  if constexpr (Tiles == 2 && Panels == 2) tile_store<3>(sums[3], 64);
+}
 
 template <bool Lo>
 void run_bf16(const AmxWeights& w, const uint8_t* prepared, int64_t rows, float* y, int64_t ldy, int64_t column_begin,
               int64_t column_end) {
-  alignas(64) float c[kTileRows * kTileColumns];
+  alignas(64) float sums[4][kTileRows * kTileColumns];
   const int64_t tile_rows = rows <= kStackedRows ? rows : kTileRows;
-  const int64_t part = tile_rows * 64, block_bytes = part * (Lo ? 2 : 1);
+  const int64_t part = tile_rows * 64, block_bytes = part * (Lo ? 2 : 1), x_bytes = w.blocks * block_bytes;
+  const int64_t fitting = kInputBytes / x_bytes * kTileRows / kPairRows * kPairRows;
+  const int64_t chunk = fitting < kPairRows ? kPairRows : fitting;
 
-  configure(tile_rows, 32);
-  for (int64_t n = column_begin; n < column_end; n += kTileColumns) {
-    const uint8_t* panel = w.data + n / kTileColumns * w.panel_bytes;
-    const int64_t columns = column_end - n < kTileColumns ? column_end - n : kTileColumns;
-    const auto mask = static_cast<__mmask16>((1u << columns) - 1);
-    for (int64_t m = 0; m < rows; m += kTileRows) {
-      const uint8_t* a = prepared + m / kTileRows * w.blocks * block_bytes;
-      memory_barrier();
-      _tile_zero(0);
-      for (int64_t g = 0; g < w.blocks; ++g, a += block_bytes) {
-        _tile_loadd(2, panel + g * kTileBytes, 64);
-        _tile_loadd(4, a, 64);
-        _tile_dpbf16ps(0, 4, 2);
-        if constexpr (Lo) {
-          _tile_loadd(6, a + part, 64);
-          _tile_dpbf16ps(0, 6, 2);
+  TileConfig config;
+  for (int tile = 0; tile < 8; ++tile) config.set(tile, tile == 4 || tile == 5 ? kTileRows : tile_rows, 64);
+  config.load();
+  for (int64_t begin = 0; begin < rows; begin += chunk) {
+    const int64_t end = smaller(begin + chunk, rows);
+    for (int64_t n = column_begin; n < column_end; n += kPairColumns) {
+      const uint8_t* panel = w.data + n / kTileColumns * w.panel_bytes;
+      const bool two_panels = column_end - n > kTileColumns;
+      for (int64_t m = begin; m < end; m += kPairRows) {
+        const bool two_tiles = end - m > kTileRows;
+        const PairOfTiles at{
+            prepared + m / kTileRows * x_bytes, panel, w.blocks, x_bytes, block_bytes, part, w.panel_bytes};
+        const auto run = two_tiles    ? two_panels ? multiply_bf16<Lo, 2, 2> : multiply_bf16<Lo, 2, 1>
+                         : two_panels ? multiply_bf16<Lo, 1, 2>
+                                      : multiply_bf16<Lo, 1, 1>;
+        run(at, sums);
+        for (int64_t i = 0; i < (two_tiles ? 2 : 1); ++i) {
+          for (int64_t j = 0; j < (two_panels ? 2 : 1); ++j) {
+            const int64_t column = n + j * kTileColumns, row = m + i * kTileRows;
+            for (int64_t r = 0; r < kTileRows && row + r < end; ++r) {
+              _mm512_mask_storeu_ps(y + (row + r) * ldy + column, columns_mask(column, column_end),
+                                    _mm512_load_ps(sums[2 * i + j] + r * kTileColumns));
+            }
+          }
         }
-      }
-      _tile_stored(0, c, 64);
-      for (int64_t r = 0; r < kTileRows && m + r < rows; ++r) {
-        _mm512_mask_storeu_ps(y + (m + r) * ldy + n, mask, _mm512_load_ps(c + r * kTileColumns));
       }
     }
   }
-  _tile_release();
+  release_tiles();
 }
 
 }  // namespace

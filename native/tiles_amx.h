@@ -43,6 +43,11 @@ template <int C, int A, int B>
 inline void tile_multiply_unsigned() {
   asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
 }
+// C [m][n] += A [m][2 k + i] * B [k][2 n + i], bf16 to f32: two chains of fused multiply-adds, over i, added up.
+template <int C, int A, int B>
+inline void tile_multiply_bf16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(A), "i"(B));
+}
 
 }  // namespace
 }  // namespace headrace
