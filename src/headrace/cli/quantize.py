@@ -40,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--budget", metavar="SIZE", help="give each matrix a format of its own, the best for 4.6bits a weight, or 110MB"
     )
-    parser.add_argument("--method", default="gptq", help="rtn, gptq, awq, awq+gptq or smoothquant (default: gptq)")
+    parser.add_argument(
+        "--method", help="rtn, gptq, awq, awq+gptq or smoothquant (default: awq+gptq; for formats of floats awq)"
+    )
     parser.add_argument(
         "--activation", choices=("f32", "int8"), help="as it will be served, so as it is judged (default: f32)"
     )
@@ -79,11 +81,12 @@ def run(args: argparse.Namespace) -> int:
     if args.compare is not None:
         return _compare(args, judging)
     from headrace.compress.pipeline import quantize_model
+    from headrace.compress.recipe import default_method
 
     format_name = args.format or ("q4_0" if args.output.suffix == ".gguf" else _FORMAT)
     if args.output.suffix == ".gguf" and args.max_shard_size is not None:
         raise InvalidRequestError("A GGUF file is written whole.", "Leave --max-shard-size out, or write a folder.")
-    recipe = _recipe(args, format_name, args.method, args.activation)
+    recipe = _recipe(args, format_name, args.method or default_method(format_name), args.activation)
     card = quantize_model(
         args.model,
         args.output,

@@ -96,6 +96,7 @@ class Source:
     graph: Graph
     weights: Weights
     text: TextSide
+    said_before: dict[tuple[object, ...], dict[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -104,6 +105,13 @@ class Source:
     def default_kinds(self, count: int, length: int) -> tuple[str, ...]:
         """Of text, for `count` texts of `length` tokens; see `headrace.align.samples.default_kinds`."""
         return default_kinds(self.text, self.spec.max_position_embeddings, count, length)
+
+    def says(self, counts: Mapping[str, int], length: int, part: Part) -> dict[str, np.ndarray]:
+        """What `headrace.align.samples.said` finds, once for the same question."""
+        key = (tuple(counts.items()), length, part)
+        if key not in self.said_before:
+            self.said_before[key] = said(str(self.path), counts, length, seed=0, part=part)
+        return dict(self.said_before[key])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,29 +138,30 @@ def windows(source: Source, judging: Judging, part: Part, *, more: int = 0) -> n
 
     Raises InvalidRequestError if there is not so much text, and as `read_tokens` and `said` do.
     """
-    if part == "calibration":
-        count = judging.calibration_texts + more
-        kinds = judging.calibration or source.default_kinds(count, judging.length)
-    else:
-        count, kinds = judging.held_out_texts + more, judging.held_out
-    counts = shares(kinds, count)
-    found = said(str(source.path), counts, judging.length, seed=0, part=part)
+    kinds = _kinds(source, judging, part)
+    counts = shares(kinds, more + (judging.calibration_texts if part == "calibration" else judging.held_out_texts))
+    found = source.says(counts, judging.length, part)
     for kind in counts.keys() - found.keys():
         documents = (
             [source.tokenizer.encode(text) for text in texts(part)]
             if kind == "corpus"
             else [read_tokens(Path(kind), source.text)]
         )
-        found[kind] = _spread(kind, pieces(documents, judging.length), counts[kind])
+        cut = pieces(documents, judging.length)
+        if len(cut) < counts[kind]:
+            raise InvalidRequestError(
+                f"{kind} has {len(cut)} pieces of {judging.length} tokens, not {counts[kind]}.",
+                "Ask for fewer or shorter ones.",
+            )
+        spread = np.linspace(0, len(cut) - 1, counts[kind]).astype(int)
+        found[kind] = np.array([cut[i] for i in spread], np.int64)
     return np.concatenate([found[kind] for kind in kinds])
 
 
-def _spread(kind: str, found: Sequence[Sequence[int]], count: int) -> np.ndarray:
-    if len(found) < count:
-        raise InvalidRequestError(
-            f"{kind} has {len(found)} pieces of that many tokens, not {count}.", "Ask for fewer or shorter ones."
-        )
-    return np.array([found[i] for i in np.linspace(0, len(found) - 1, count).astype(int)], np.int64)
+def _kinds(source: Source, judging: Judging, part: Part) -> tuple[str, ...]:
+    if part == "held_out":
+        return judging.held_out
+    return judging.calibration or source.default_kinds(judging.calibration_texts, judging.length)
 
 
 def judged(
@@ -258,6 +267,8 @@ def _card(
         recipe=outcome.recipe,
         planned=planned,
         calibration_tokens=judging.calibration_texts * judging.length,
+        calibration=_kinds(source, judging, "calibration"),
+        held_out=judging.held_out,
         evaluation=outcome.evaluation,
         source_bytes=_source_bytes(source.checkpoint),
         quantized_bytes=outcome.num_bytes,

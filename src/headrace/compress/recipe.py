@@ -23,6 +23,15 @@ PLAIN = "bf16"
 _ACTIVATIONS = ("f32", "int8")
 
 
+def default_method(format_name: str) -> str:
+    """Moved scale, then GPTQ where it rounds to such a format."""
+    return "awq+gptq" if _fitted(scheme_named(format_name)) else "awq"
+
+
+def _fitted(scheme: Scheme) -> bool:
+    return isinstance(scheme, IntegerScheme | GgufScheme)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
     """How to quantize a model.
@@ -63,7 +72,7 @@ class Recipe:
         used = {self.format, *(name for _, name in self.mixed if name != PLAIN)}
         schemes = {name: scheme_named(name) for name in used}
         for name, scheme in schemes.items():
-            if self.fits and not isinstance(scheme, IntegerScheme | GgufScheme):
+            if self.fits and not _fitted(scheme):
                 raise InvalidRequestError(f"GPTQ does not round to {name}.", "Use an integer format, or rtn or awq.")
         if self.method == "smoothquant":
             self._check_smoothquant(schemes)

@@ -265,7 +265,9 @@ def test_the_command(model, tmp_path, capsys):
     assert "too far from its source" in capsys.readouterr().err
     assert not (tmp_path / "strict").exists()
     assert main(["quantize", model, "-o", str(tmp_path / "m.gguf"), "--no-gate", *small]) == 0
-    assert "q4_0 gptq" in capsys.readouterr().out
+    assert "q4_0 awq+gptq" in capsys.readouterr().out
+    assert main(["quantize", model, "-o", str(tmp_path / "mx"), "--format", "mxfp4", "--no-gate", *small]) == 0
+    assert "mxfp4 awq," in capsys.readouterr().out.replace("\n", ",")
     assert main(["quantize", model, "--compare", "int4-g32:rtn,int8-channel", *small]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "recipe", "source", "int4-g32", "int8-channel",
