@@ -66,7 +66,7 @@ def said(
     if not wanted:
         return {}
     found = {}
-    with LLM(model, max_model_len=length, enable_prefix_caching=False) as llm:
+    with LLM(model, max_model_len=length, enable_prefix_caching=False, weight_cache="off") as llm:
         for kind, count in wanted.items():
             if kind == "own":
                 prompts = own_openings(llm.model.text, count, part)

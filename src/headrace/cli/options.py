@@ -70,13 +70,13 @@ def add_text_arguments(parser: argparse._ActionsContainer) -> None:
         help="fit to: any of own (what the model says), chat (conversations it makes up), corpus (Python's documents), "
         "files of text or .jsonl (default: own,chat,corpus)",
     )
-    parser.add_argument("--held-out", default="corpus", metavar="TEXT", help="judge by, likewise (default: corpus)")
+    parser.add_argument("--held-out", metavar="TEXT", help="judge by other texts, of kinds as for --calibration")
 
 
 def text_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The keyword arguments of `Judging` that `add_text_arguments` stands for."""
-    calibration = None if args.calibration is None else tuple(args.calibration.split(","))
-    return {"calibration": calibration, "held_out": tuple(args.held_out.split(","))}
+    given = {"calibration": args.calibration, "held_out": args.held_out}
+    return {name: None if kinds is None else tuple(kinds.split(",")) for name, kinds in given.items()}
 
 
 def llm_arguments(args: argparse.Namespace) -> dict[str, Any]:

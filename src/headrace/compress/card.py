@@ -36,7 +36,7 @@ class Card:
         source_bytes, quantized_bytes: of all tensors in the files.
         source_memory, quantized_memory: of the weights in the native executor, packed for `machine`.
         bits_per_weight: of the quantized matrices in the files, scales and zero points counted.
-        calibration, held_out: kinds of text (`headrace.align.samples`).
+        calibration: kinds of text (`headrace.align.samples`).
         planned: how formats were chosen matrix by matrix; None: they were not.
         peak_memory: largest resident size of the process, pages of mapped files and libraries included.
     """
@@ -45,7 +45,6 @@ class Card:
     recipe: Recipe
     calibration_tokens: int
     calibration: Sequence[str]
-    held_out: Sequence[str]
     evaluation: Evaluation
     source_bytes: int
     quantized_bytes: int
@@ -76,8 +75,8 @@ class Card:
             f"# {self.source}, {self.recipe.title}",
             "",
             f"`{self.command}`, {self.date}, {self.machine}. Calibrated on {self.calibration_tokens:,} tokens"
-            f" ({', '.join(self.calibration)}), judged on {found.num_positions:,} positions of other texts"
-            f" ({', '.join(self.held_out)}), against the source model{self._served}.",
+            f" ({', '.join(self.calibration)}), judged on {found.num_positions:,} positions of other texts,"
+            f" against the source model{self._served}.",
             "",
             *_table(
                 ("", "source", "quantized"),
@@ -108,6 +107,8 @@ class Card:
             "",
             *self._formats(),
             "## Where it errs",
+            "",
+            *_bins("kind of text", self.evaluation.by_kind),
             "",
             *_bins("probability of the token in the source", self.evaluation.by_rarity),
             "",

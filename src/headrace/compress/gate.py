@@ -69,11 +69,13 @@ class Evaluation:
 
     Attributes:
         divergence: over all positions.
+        by_kind: by the kind of text, if kinds were told.
         by_rarity: by the probability that the source gives the token (`RARITIES`).
         by_position: by quarters of a text's length.
     """
 
     divergence: Divergence
+    by_kind: tuple[Bin, ...]
     by_rarity: tuple[Bin, ...]
     by_position: tuple[Bin, ...]
 
@@ -88,6 +90,7 @@ class Evaluator:
         graph: the model.
         weights: the source's.
         texts: token ids, of one length.
+        kinds: what kind of text each is.
         folder: where the file lies, without a name; None: where temporary files do.
     """
 
@@ -97,8 +100,12 @@ class Evaluator:
         weights: Mapping[str, RawTensor],
         texts: Sequence[Sequence[int]],
         folder: Path | None = None,
+        *,
+        kinds: Sequence[str] = (),
     ) -> None:
         assert len({len(text) for text in texts}) == 1, "texts of one length"
+        assert not kinds or len(kinds) == len(texts)
+        self._kinds = np.array(kinds)
         self._graph = fuse(graph)
         self._texts = texts
         self._weights = weights
@@ -108,7 +115,7 @@ class Evaluator:
     def compare(
         self, weights: Mapping[str, RawTensor], *, num_texts: int | None = None, activation: str = "f32"
     ) -> Evaluation:
-        """Teacher-force the other weights on the texts, or the first few, and hold each step against the source's.
+        """Teacher-force the other weights on the texts, or some of them, and hold each step against the source's.
 
         Args:
             activation: of the other weights' linears; the source's read f32.
@@ -117,17 +124,20 @@ class Evaluator:
         """
         if self._kept is None:
             self._kept = self._source_logits()
-        texts = self._texts[:num_texts]
+        count = len(self._texts)
+        chosen = np.linspace(0, count - 1, min(num_texts or count, count)).astype(int)
         found = []
-        with closing(scoring_executor(self._graph, weights, len(texts[0]), activation=activation)) as executor:
-            for i, text in enumerate(texts):
+        with closing(scoring_executor(self._graph, weights, len(self._texts[0]), activation=activation)) as executor:
+            for i in chosen.tolist():
+                text = self._texts[i]
                 place, parts = i * (len(text) - 1), []
                 for logits in self._steps(executor, text):
                     following = text[1 + sum(len(part.kl) for part in parts) :][: len(logits)]
                     parts.append(divergence_of_rows(self._kept.rows(place, len(logits)), logits, following))
                     place += len(logits)
                 found.append(joined(parts))
-        return Evaluation(summarize(found), _by_rarity(found), _by_position(found))
+        by_kind = _by_kind(found, self._kinds[chosen]) if len(self._kinds) else ()
+        return Evaluation(summarize(found), by_kind, _by_rarity(found), _by_position(found))
 
     def _source_logits(self) -> KeptLogits:
         length = len(self._texts[0])
@@ -167,6 +177,11 @@ def decode_speed(
             executor.execute(step)
             seconds.append(time.perf_counter() - start)
     return 1 / float(np.median(seconds[8:]))
+
+
+def _by_kind(found: Sequence[TokenDivergence], kinds: npt.NDArray[np.str_]) -> tuple[Bin, ...]:
+    each = np.repeat(kinds, [len(text.kl) for text in found])
+    return tuple(_bin(str(kind), each == kind, found) for kind in dict.fromkeys(kinds))
 
 
 def _by_rarity(found: Sequence[TokenDivergence]) -> tuple[Bin, ...]:

@@ -60,8 +60,8 @@ class Judging:
     Attributes:
         length: tokens of each text.
         calibration_texts, held_out_texts: how many.
-        calibration: as much of each of these (`headrace.align.samples`); None: of all that the model can give.
-        held_out: likewise. No file is in both: a model is judged by what its calibration never saw.
+        calibration, held_out: as much of each of these (`headrace.align.samples`); None: of all that the model can give.
+            No file is in both: a model is judged by what its calibration never saw.
         thresholds: what the gate lets pass.
     """
 
@@ -69,17 +69,15 @@ class Judging:
     calibration_texts: int = 32
     held_out_texts: int = 16
     calibration: tuple[str, ...] | None = None
-    held_out: tuple[str, ...] = ("corpus",)
+    held_out: tuple[str, ...] | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
 
     def __post_init__(self) -> None:
-        for kinds in (self.calibration or KINDS, self.held_out):
+        given = [kinds for kinds in (self.calibration, self.held_out) if kinds is not None]
+        for kinds in given:
             check_kinds(kinds)
-        files = (
-            {Path(kind).resolve() for kind in kinds if kind not in KINDS}
-            for kinds in (self.calibration or (), self.held_out)
-        )
-        if both := set.intersection(*files):
+        files = [{Path(kind).resolve() for kind in kinds if kind not in KINDS} for kinds in given]
+        if len(files) == 2 and (both := set.intersection(*files)):
             raise InvalidRequestError(
                 f"{both.pop()} cannot be both what is calibrated on and what is judged by.", "Cut it in two."
             )
@@ -138,8 +136,7 @@ def windows(source: Source, judging: Judging, part: Part, *, more: int = 0) -> n
 
     Raises InvalidRequestError if there is not so much text, and as `read_tokens` and `said` do.
     """
-    kinds = _kinds(source, judging, part)
-    counts = shares(kinds, more + (judging.calibration_texts if part == "calibration" else judging.held_out_texts))
+    counts = _shares(source, judging, part, more)
     found = source.says(counts, judging.length, part)
     for kind in counts.keys() - found.keys():
         documents = (
@@ -155,13 +152,16 @@ def windows(source: Source, judging: Judging, part: Part, *, more: int = 0) -> n
             )
         spread = np.linspace(0, len(cut) - 1, counts[kind]).astype(int)
         found[kind] = np.array([cut[i] for i in spread], np.int64)
-    return np.concatenate([found[kind] for kind in kinds])
+    return np.concatenate([found[kind] for kind in counts])
 
 
-def _kinds(source: Source, judging: Judging, part: Part) -> tuple[str, ...]:
-    if part == "held_out":
-        return judging.held_out
-    return judging.calibration or source.default_kinds(judging.calibration_texts, judging.length)
+def _shares(source: Source, judging: Judging, part: Part, more: int = 0) -> dict[str, int]:
+    """How many texts of each kind."""
+    if part == "calibration":
+        kinds, count = judging.calibration, judging.calibration_texts
+    else:
+        kinds, count = judging.held_out, judging.held_out_texts
+    return shares(kinds or source.default_kinds(count, judging.length), count + more)
 
 
 def judged(
@@ -192,7 +192,8 @@ def make_planner(source: Source, recipe: Recipe, judging: Judging) -> Planner:
 def make_evaluator(source: Source, judging: Judging, folder: Path | None = None) -> Evaluator:
     """Over the held-out texts; see `Evaluator` for the folder."""
     ids = windows(source, judging, "held_out")
-    return Evaluator(source.graph, source.weights, ids.tolist(), folder)
+    kinds = [kind for kind, count in _shares(source, judging, "held_out").items() for _ in range(count)]
+    return Evaluator(source.graph, source.weights, ids.tolist(), folder, kinds=kinds)
 
 
 def quantize_model(
@@ -267,8 +268,7 @@ def _card(
         recipe=outcome.recipe,
         planned=planned,
         calibration_tokens=judging.calibration_texts * judging.length,
-        calibration=_kinds(source, judging, "calibration"),
-        held_out=judging.held_out,
+        calibration=tuple(_shares(source, judging, "calibration")),
         evaluation=outcome.evaluation,
         source_bytes=_source_bytes(source.checkpoint),
         quantized_bytes=outcome.num_bytes,

@@ -11,7 +11,7 @@ from headrace import LLM, SamplingParams
 from headrace.base.errors import InvalidRequestError, StorageError, UnsupportedModelError
 from headrace.cli.main import main
 from headrace.compress.gate import Thresholds
-from headrace.compress.pipeline import GateError, Judging, open_source, quantize_model, windows
+from headrace.compress.pipeline import GateError, Judging, make_evaluator, open_source, quantize_model, windows
 from headrace.compress.quantizer import quantize_weights
 from headrace.compress.recipe import Recipe
 from headrace.compress.store import Store
@@ -205,7 +205,8 @@ def test_a_folder_that_cannot_be_written(model, tmp_path):
 
 
 def test_windows_are_apart_and_the_same_each_time(model):
-    source, judging = open_source(model), Judging(length=32, calibration_texts=20, held_out_texts=20)
+    source = open_source(model)
+    judging = Judging(length=32, calibration_texts=20, held_out_texts=20, held_out=("corpus",))
     calibration, held_out = (windows(source, judging, part) for part in ("calibration", "held_out"))
     assert calibration.shape == held_out.shape == (20, 32)
     assert not {tuple(row) for row in calibration} & {tuple(row) for row in held_out}
@@ -234,6 +235,7 @@ def test_texts_of_the_users_own(model, tmp_path):
         for name, used in (("a", judging), ("b", replace(judging, calibration=None)))
     ]
     assert cards[0].calibration_tokens == 32
+    assert [each.name for each in cards[0].evaluation.by_kind] == [str(others)]
     assert cards[0].evaluation.divergence.kl_mean != cards[1].evaluation.divergence.kl_mean
     with pytest.raises(InvalidRequestError, match=r"others.txt has \d+ pieces"):
         windows(source, replace(judging, held_out_texts=100), "held_out")
@@ -250,6 +252,8 @@ def test_kinds_follow_each_other(model):
     np.testing.assert_array_equal(calibration[3:], windows(source, alone, "calibration"))
     np.testing.assert_array_equal(held_out[:2], windows(source, alone, "held_out"))
     assert not {tuple(row) for row in calibration} & {tuple(row) for row in held_out}
+    found = make_evaluator(source, judging).compare(source.weights, num_texts=3)
+    assert [(each.name, each.count) for each in found.by_kind] == [("corpus", 30), ("own", 15)]
 
 
 def test_the_command(model, tmp_path, capsys):
