@@ -58,7 +58,9 @@ class Pair:
         self.scores = ServedLogprobs(model, llm.model, LLMConfig(), max_len=LENGTH)
         self._spec = source.spec
         self._openings = [source.tokenizer.encode(text[:200])[:8] for text in texts("held_out")][:ROLLOUTS]
-        self._held_out = windows(source, Judging(length=LENGTH, held_out_texts=HELD_OUT, held_out=("corpus",)), "held_out")
+        self._held_out = windows(
+            source, Judging(length=LENGTH, held_out_texts=HELD_OUT, held_out=("corpus",)), "held_out"
+        )
 
     def measure(self) -> dict[str, float]:
         """The gap on what the engine samples from the weights of now, and what it makes of held-out texts."""

@@ -60,8 +60,8 @@ class Judging:
     Attributes:
         length: tokens of each text.
         calibration_texts, held_out_texts: how many.
-        calibration, held_out: as much of each of these (`headrace.align.samples`); None: of all that the model can give.
-            No file is in both: a model is judged by what its calibration never saw.
+        calibration, held_out: as much of each of these (`headrace.align.samples`); None: of all that the model can
+            give. No file is in both: a model is judged by what its calibration never saw.
         thresholds: what the gate lets pass.
     """
 
