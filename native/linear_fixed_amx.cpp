@@ -14,8 +14,6 @@ constexpr int64_t kFarPrefetch = 6144;  // likewise, where products follow the d
 // Inputs of so many bytes are multiplied by all panels before the next ones: they come from L2 again and again.
 constexpr int64_t kInputBytes = 896 << 10;
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 inline __mmask16 columns_mask(int64_t n, int64_t end) {
   return static_cast<__mmask16>(end - n < kFixedPanel ? (1u << (end - n)) - 1 : 0xffff);
 }
@@ -417,7 +415,8 @@ struct Results {
     const auto load = [&](int i) { return _mm512_load_si512(sums[i] + r * kFixedPanel); };
     const __m512i middle = _mm512_add_epi32(load(1), load(2));
     const __m512i bytes = _mm512_set1_epi32(255), words = _mm512_set1_epi32(65535);
-    // The sum as 65536 * top + rest, of which f32 holds both: |top| < 2^24 (of 768 features' products), rest < 2^16.
+    // The sum as 65536 * top + rest, of which f32 holds both: |top| < 2^24, rest < 2^16.
+    static_assert(Stretches::kMostBlocks * kFixedBlock * 128 * 128 < 1 << 24);
     __m512i rest = _mm512_slli_epi32(_mm512_and_si512(middle, bytes), 8);
     rest = _mm512_sub_epi32(_mm512_add_epi32(rest, load(3)), _mm512_set1_epi32(128 * (inputs[r] & 511)));
     __m512i top = _mm512_add_epi32(load(0), _mm512_srai_epi32(middle, 8));

@@ -25,8 +25,6 @@ constexpr int64_t kChunkBlocks = 8, kGroupPanels = 4;
 // Tile registers, two of each: while one block is multiplied, the next one loads and the last one is stored.
 constexpr int kC = 0, kB = 2, kHi = 4, kLo = 6;
 
-int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // GCC's tile loads do not tell the compiler what memory they read.
 inline void memory_barrier() { asm volatile("" ::: "memory"); }
 

@@ -7,6 +7,8 @@
 namespace headrace {
 namespace {
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t row_bytes[16] = {};

@@ -39,14 +39,14 @@ def test_conversations_begin_as_a_user_does(tmp_path):
         said(model, {"chat": 3}, 6, seed=3)
 
 
-@pytest.mark.parametrize(("template", "error"), [
-    ("{{ messages[0].content }}", InvalidRequestError),
-    ("user: {{ messages[0].content | upper }}", InvalidRequestError),
-    ("{% for %}", TemplateError),
+@pytest.mark.parametrize(("template", "error", "message"), [
+    ("{{ messages[0].content }}", InvalidRequestError, "no beginning of a user's turn"),
+    ("user: {{ messages[0].content | upper }}", InvalidRequestError, "no beginning of a user's turn"),
+    ("{% for %}", TemplateError, "template"),
 ])  # fmt: skip
-def test_a_template_that_begins_no_turn_of_a_user_is_refused_and_not_the_default(tmp_path, template, error):
+def test_a_template_that_begins_no_turn_of_a_user_is_refused_and_not_the_default(tmp_path, template, error, message):
     text = text_of(write_model(tmp_path, tokenizer__chat_template=template))
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         chat_opening(text, 16)
     assert default_kinds(text, 64, 32, 16) == ("own", "corpus")
     assert default_kinds(text, 64, 1, 16) == ("corpus",)

@@ -216,7 +216,7 @@ def test_windows_are_apart_and_the_same_each_time(model):
 
 
 def test_texts_of_the_users_own(model, tmp_path):
-    """What is fitted to and what is judged by come from the files, and a stopped run knows them by what they say."""
+    """What is fitted to and what is judged by come from the files."""
     mine, others = tmp_path / "mine.jsonl", tmp_path / "others.txt"
     mine.write_text("".join(json.dumps({"text": f"{i} abcxyz!"}) + "\n" for i in range(20)))
     others.write_text("zyxw" * 50)

@@ -15,7 +15,7 @@ from headrace.compress.export import hf_named
 from headrace.compress.pipeline import Judging, open_source
 from headrace.compress.recipe import Recipe
 from headrace.executors.torch_executor import TorchExecutor
-from headrace.train.data import Sequences, file_sequences
+from headrace.train.data import Sequences, corpus_sequences, file_sequences
 from headrace.train.loop import DivergedError, TrainingConfig, train
 from headrace.train.model import GraphModel
 from headrace.train.qat import QatConfig, packed, train_qat
@@ -124,6 +124,14 @@ def test_batches_are_functions_of_their_step_and_every_piece_comes_once():
     assert not np.array_equal(first, np.concatenate([batch(step) for step in range(5, 10)]).reshape(-1))
     with pytest.raises(InvalidRequestError, match="fewer than a batch"):
         Sequences(rows).batches(21, seed=0)
+
+
+def test_sequences_of_documents(tmp_path):
+    tokenizer = open_source(write_model(tmp_path)).tokenizer
+    found, again, other = (corpus_sequences(tokenizer, 6, 16, seed).ids for seed in (3, 3, 4))
+    assert found.shape == (6, 16)
+    np.testing.assert_array_equal(found, again)
+    assert not np.array_equal(found, other)
 
 
 def test_sequences_of_a_file(tmp_path):
