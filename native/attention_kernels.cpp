@@ -6,7 +6,7 @@
 // KV head are batched so that each key and value loaded serves several; a batch changes who computes, not what. Few
 // queries read the cache in place, many read a copy of the tile widened to f32: the same values, so the same sums.
 // Compiled once per instruction set (see vectors.h).
-#include "attention_queries.h"
+#include "attention_cache.h"
 
 namespace headrace::HEADRACE_KERNELS {
 namespace {
@@ -20,7 +20,7 @@ void attend_tile(const Queries& queries, const Tile<T>& tile, int32_t begin, Fil
     score<N, kInPlace>(queries.q + first * queries.dim, queries.dim, tile, (high + kLanes - 1) / kLanes,
                        queries.scores + first * kTileKeys);
   });
-  soften<kScaled>(queries, begin);
+  soften<kScaled>(queries, begin, 0, queries.count);
   fill();
   each_batch(queries.count, [&]<int N>(int32_t first) {
     const int32_t low = queries.low(first, begin), high = queries.high(first + N - 1, begin);
@@ -28,57 +28,6 @@ void attend_tile(const Queries& queries, const Tile<T>& tile, int32_t begin, Fil
     sum_values<N, kInPlace>(queries.scores + first * kTileKeys, queries.decays + first, tile, low, high,
                             queries.state + first * queries.stride, queries.stride, queries.dim);
   });
-}
-
-// Where the KV head of a task keeps its part of the block of a position.
-template <typename T>
-struct Place {
-  const T *keys, *values;
-  const float *key_scales, *value_scales;
-
-  Place(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, int32_t position) {
-    const int64_t block = task.block_table[position / shape.block_size] * layer.block_bytes;
-    const int64_t head = int64_t{task.kv_head} * shape.head_dim * shape.block_size,
-                  scale = int64_t{task.kv_head} * shape.block_size;
-    keys = reinterpret_cast<const T*>(layer.keys + block) + head;
-    values = reinterpret_cast<const T*>(layer.values + block) + head;
-    key_scales = reinterpret_cast<const float*>(layer.key_scales + block) + scale;
-    value_scales = reinterpret_cast<const float*>(layer.value_scales + block) + scale;
-  }
-};
-
-// A tile whose runs of 16 each lie in one block, read in place.
-template <typename T>
-Tile<T> tile_in_place(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task,
-                      const Queries& queries, int32_t begin, int32_t end) {
-  const int32_t context = queries.position(queries.count - 1) + 1;  // the next split's first tile is fetched early, too
-  Tile<T> tile;
-  tile.key_stride = shape.block_size;
-  tile.value_stride = shape.head_dim;
-  for (int g = 0; g < kTileVectors; ++g) {
-    const int32_t run = begin + g * static_cast<int32_t>(kLanes), position = run < end ? run : begin;
-    const int32_t offset = position % shape.block_size;
-    const Place<T> place(shape, layer, task, position);
-    tile.keys[g] = place.keys + offset;
-    tile.values[g] = place.values + int64_t{offset} * shape.head_dim;
-    if constexpr (is_scaled<T>) {
-      store(queries.key_scales + g * kLanes, load(place.key_scales + offset));
-      store(queries.value_scales + g * kLanes, load(place.value_scales + offset));
-    }
-    const int32_t next = run + kTileKeys < context ? run + kTileKeys : position, next_offset = next % shape.block_size;
-    const Place<T> ahead(shape, layer, task, next);
-    tile.next_keys[g] = ahead.keys + next_offset;
-    const int32_t late = run + 2 * kTileKeys < context ? run + 2 * kTileKeys : next,
-                  late_offset = late % shape.block_size;
-    const Place<T> far(shape, layer, task, late);
-    tile.far_keys[g] = far.keys + late_offset;
-    tile.far_values[g] = far.values + int64_t{late_offset} * shape.head_dim;
-    if constexpr (is_scaled<T>) {
-      __builtin_prefetch(ahead.key_scales + next_offset);
-      __builtin_prefetch(ahead.value_scales + next_offset);
-    }
-  }
-  return tile;
 }
 
 Tile<float> tile_of_copy(const Queries& queries) {
@@ -95,25 +44,28 @@ Tile<float> tile_of_copy(const Queries& queries) {
 // A tile as f32, all runs side by side: each waits for memory of its own.
 template <typename T>
 void widen_keys(const Queries& queries, Tile<T> tile) {
-  const int64_t dim = queries.dim;
   float* copy = queries.copy;
-  for (int64_t d = 0; d < dim; ++d) {
+  each_row<T>(0, static_cast<int>(queries.dim), [&]<int kHalf>(int d) HEADRACE_INLINE_LAMBDA {
     fetch(tile.values, tile.far_values, d * kLanes);
 #pragma GCC unroll 4
     for (int g = 0; g < kTileVectors; ++g)
-      store(copy + d * kTileKeys + g * kLanes, load(tile.keys[g] + d * tile.key_stride));
-  }
+      store(copy + d * kTileKeys + g * kLanes, load_row<kHalf>(tile.keys[g], d, tile.key_stride));
+  });
 }
 
 template <typename T>
 void widen_values(const Queries& queries, Tile<T> tile) {
-  const int64_t run = kLanes * queries.dim;
+  const int64_t dim = queries.dim;
   float* copy = queries.copy;
-  for (int64_t i = 0; i < run; i += kLanes) {
-    fetch(tile.next_keys, tile.far_keys, i);
+  each_row<T>(0, kLanes, [&]<int kHalf>(int j) HEADRACE_INLINE_LAMBDA {
+    for (int64_t d = 0; d < dim; d += kLanes) {
+      fetch(tile.next_keys, tile.far_keys, j * dim + d);
 #pragma GCC unroll 4
-    for (int g = 0; g < kTileVectors; ++g) store(copy + g * run + i, load(tile.values[g] + i));
-  }
+      for (int g = 0; g < kTileVectors; ++g)
+        store(copy + (g * kLanes + j) * dim + d,
+              load_row<kHalf>(tile.values[g] + d * kRowsTogether<T>, j, tile.value_stride));
+    }
+  });
 }
 
 float widen(float value) { return value; }
@@ -136,7 +88,7 @@ void gather_keys(const AttentionShape& shape, const KvLayer& layer, const Attent
       queries.value_scales[j] = place.value_scales[offset];
     }
     for (int32_t d = 0; d < shape.head_dim; ++d)
-      queries.copy[d * kTileKeys + j] = widen(place.keys[int64_t{d} * shape.block_size + offset]);
+      queries.copy[d * kTileKeys + j] = widen(place.keys[place_of<T>(d, offset, shape.block_size)]);
   }
 }
 
@@ -146,8 +98,9 @@ void gather_values(const AttentionShape& shape, const KvLayer& layer, const Atte
   __builtin_memset(queries.copy, 0, kTileKeys * queries.dim * sizeof(float));
   for (int32_t position = begin; position < smaller(end, begin + kTileKeys); ++position) {
     const int32_t offset = position % shape.block_size, j = position - begin;
-    const T* values = Place<T>(shape, layer, task, position).values + int64_t{offset} * shape.head_dim;
-    for (int32_t d = 0; d < shape.head_dim; ++d) queries.copy[j * queries.dim + d] = widen(values[d]);
+    const T* values = Place<T>(shape, layer, task, position).values;
+    for (int32_t d = 0; d < shape.head_dim; ++d)
+      queries.copy[j * queries.dim + d] = widen(values[place_of<T>(offset, d, shape.head_dim)]);
   }
 }
 

@@ -19,11 +19,11 @@ int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 struct Queries {
   int64_t dim, stride;
   int32_t count, group, first_position, window;
-  float* q;  // [batch][dim][kBatch]
-  float* state;
+  float* q;                           // [batch][dim][kBatch]
+  float* state;                       // [count padded to 16][stride]
   float* joined;                      // state of the splits before
   float *maxima, *decays, *subtract;  // [count] padded to 16: highest score so far; of the tile: factor, and offset
-  float* scores;                      // [count][kTileKeys], then weights
+  float* scores;                      // [count padded to 16][kTileKeys], then weights
   float *key_scales, *value_scales;   // [kTileKeys] of the tile, in a scaled format
   float* copy;                        // of a tile as f32: its keys, then, in their place, its values
   float* end;                         // of what these take of the scratch
@@ -42,12 +42,12 @@ struct Queries {
     };
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
     q = take(batched() * dim);
-    state = take(count * stride);
+    state = take(padded * stride);
     joined = take(count * stride);
     maxima = take(padded);
     decays = take(padded);
     subtract = take(padded);
-    scores = take(count * kTileKeys);
+    scores = take(padded * kTileKeys);
     key_scales = take(kTileKeys);
     value_scales = take(kTileKeys);
     copy = take(kTileKeys * dim);
@@ -79,9 +79,9 @@ HEADRACE_INLINE void each_batch(int32_t count, Body body) {
   rest<kBatch - 1>(first, count, body);
 }
 
-// Scale and mask one query's scores of a tile; returns the highest.
+// Scale and mask one query's scores of a tile; returns the highest of each lane.
 template <bool kScaled, bool kMasked>
-HEADRACE_INLINE float highest(float* scores, const float* key_scales, int low, int high) {
+HEADRACE_INLINE f32x16 highest(float* scores, const float* key_scales, int low, int high) {
   f32x16 best = broadcast(kNegativeInfinity);
 #pragma GCC unroll 4
   for (int g = 0; g < kTileVectors; ++g) {
@@ -94,36 +94,37 @@ HEADRACE_INLINE float highest(float* scores, const float* key_scales, int low, i
     if (kScaled || kMasked) store(scores + g * kLanes, s);
     best = max(s, best);
   }
-  return max(best);
+  return best;
 }
 
 template <bool kScaled>
-void find_highest(const Queries& queries, int32_t begin) {
-  const int32_t count = queries.count;
+void find_highest(const Queries& queries, int32_t begin, int32_t first, int32_t end) {
   float *scores = queries.scores, *found = queries.subtract;
   const float* key_scales = queries.key_scales;
-  if (queries.low(count - 1, begin) == 0 && queries.high(0, begin) == kTileKeys) {  // all see the whole tile
-    for (int32_t i = 0; i < count; ++i) found[i] = highest<kScaled, false>(scores + i * kTileKeys, key_scales, 0, 0);
+  if (queries.low(end - 1, begin) == 0 && queries.high(first, begin) == kTileKeys) {  // all see the whole tile
+    for (int32_t i = first; i < end; ++i)
+      found[i] = max(highest<kScaled, false>(scores + i * kTileKeys, key_scales, 0, 0));
     return;
   }
-  for (int32_t i = 0; i < count; ++i) {
+  for (int32_t i = first; i < end; ++i) {
     found[i] =
-        highest<kScaled, true>(scores + i * kTileKeys, key_scales, queries.low(i, begin), queries.high(i, begin));
+        max(highest<kScaled, true>(scores + i * kTileKeys, key_scales, queries.low(i, begin), queries.high(i, begin)));
   }
 }
 
-// Turn the scores of a tile into weights, and take note of their maxima, their sums, and what older sums shrink by.
+// Turn the scores of queries [first, end) for a tile into weights, and take note of their maxima, their sums, and what
+// older sums shrink by. `first` is a multiple of 16, and so is `end` unless it is the last.
 template <bool kScaled>
-void soften(const Queries& queries, int32_t begin) {
-  find_highest<kScaled>(queries, begin);
-  for (int32_t i = 0; i < queries.count; i += kLanes) {
+void soften(const Queries& queries, int32_t begin, int32_t first, int32_t end) {
+  find_highest<kScaled>(queries, begin, first, end);
+  for (int32_t i = first; i < end; i += kLanes) {
     const f32x16 before = load(queries.maxima + i), now = max(before, load(queries.subtract + i));
     const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
     store(queries.maxima + i, now);
     store(queries.subtract + i, finite);
     store(queries.decays + i, exp2(before - finite));
   }
-  for (int32_t i = 0; i < queries.count; ++i) {
+  for (int32_t i = first; i < end; ++i) {
     float *weights = queries.scores + i * kTileKeys, *sums = queries.state + i * queries.stride + queries.dim;
     const f32x16 subtract = broadcast(queries.subtract[i]);
     f32x16 total = {};

@@ -32,3 +32,9 @@ HEADRACE_DECLARE_KERNELS(portable)
 HEADRACE_DECLARE_KERNELS(avx2)
 HEADRACE_DECLARE_KERNELS(avx512)
 HEADRACE_DECLARE_KERNELS(avx512_vnni)
+
+namespace headrace::amx {
+using avx512_vnni::rope;
+constexpr int32_t kMaxQueries = 96;  // whole tiles of 16
+void attend(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);
+}  // namespace headrace::amx

@@ -23,10 +23,10 @@ constexpr int32_t kMaxIntegerHeadDim = 1024;
 // One layer's attention, and how its KV blocks lie in memory. See headrace.executors.kv_layout for their sizes.
 //
 // In a block, keys are a matrix [head_dim][block_size] of each KV head (a vector holds one feature of 16 tokens: no
-// sums across lanes) and values one [block_size][head_dim]. Rows of integers lie in pairs: [rows / 2][columns][2], so
-// that one instruction multiplies and sums two; int4 has each pair in a byte, its first in the lower half. A scale
-// takes four bytes: [kv_head][block_size], an f32, or in int4 [kv_head][group][block_size], a bf16 scale in the upper
-// half and the value of code 0, bf16, in the lower.
+// sums across lanes) and values one [block_size][head_dim]. Rows of bf16, int8 and int4 lie in pairs:
+// [rows / 2][columns][2], so that one instruction multiplies and sums two; int4 has each pair in a byte, its first in
+// the lower half. A scale takes four bytes: [kv_head][block_size], an f32, or in int4 [kv_head][group][block_size], a
+// bf16 scale in the upper half and the value of code 0, bf16, in the lower.
 struct AttentionShape {
   int32_t num_heads, num_kv_heads, head_dim, block_size;
   int32_t window;  // keys that a query sees, itself included; 0: all before it
@@ -36,7 +36,7 @@ struct AttentionShape {
   int32_t group() const { return num_heads / num_kv_heads; }
 };
 
-// Bytes that the keys of one head take in a block, as its values do: integers in whole pairs.
+// Bytes that the keys of one head take in a block, as its values do: what lies in pairs, in whole ones.
 constexpr int64_t kv_head_bytes(KvFormat format, int32_t head_dim, int32_t block_size) {
   const int64_t values = int64_t{head_dim} * block_size;
   const int64_t paired = (int64_t{head_dim} + 1) / 2 * 2 * ((int64_t{block_size} + 1) / 2 * 2);
@@ -44,7 +44,7 @@ constexpr int64_t kv_head_bytes(KvFormat format, int32_t head_dim, int32_t block
     case KvFormat::f32:
       return 4 * values;
     case KvFormat::bf16:
-      return 2 * values;
+      return 2 * paired;
     case KvFormat::fp8:
       return values;
     case KvFormat::int8:
@@ -76,9 +76,6 @@ constexpr int32_t kTileKeys = 64;
 // Keys are attended to in splits of this many positions, each by itself, whose results are joined in order: the
 // arithmetic of a row is the same whether one worker takes all its splits or several take some each.
 constexpr int32_t kSplitKeys = 512;
-
-// Query heads of one KV head times consecutive rows of one sequence that a kernel takes at once.
-constexpr int32_t kMaxQueries = 72;
 
 // Work of one call: some consecutive rows of a sequence, one KV head, some splits.
 struct AttentionTask {
@@ -148,9 +145,11 @@ struct Kernels {
   // Round `count` values, a whole number of groups, to blocks.
   void (*quantize_bf16)(const IntegerGroups& groups, const uint16_t* values, int64_t count, uint8_t* blocks);
   void (*quantize_f32)(const IntegerGroups& groups, const float* values, int64_t count, uint8_t* blocks);
+  // Queries that `attend` takes at once: query heads of one KV head times consecutive rows of one sequence.
+  int32_t max_queries = 72;
 };
 
-// The table for an available instruction set (AMX machines use that of AVX-512 with VNNI).
+// The table for an available instruction set. (That of AMX is AVX-512's with VNNI, but for attention over bf16.)
 const Kernels& kernels_for(Isa isa);
 
 }  // namespace headrace

@@ -1,4 +1,4 @@
-// Integer keys and values as they lie in a block (see AttentionShape), and the rotation of int4's keys. Included by
+// Keys and values in pairs as they lie in a block (see AttentionShape), and the rotation of int4's keys. Included by
 // `*_kernels.cpp` only (see vectors.h).
 #pragma once
 
@@ -8,7 +8,7 @@
 namespace headrace {
 namespace {
 
-// Code (row, column) of a matrix whose rows lie in pairs.
+// Row and column of a matrix whose rows lie in pairs.
 struct CodePlace {
   int64_t pair;  // (row / 2) * columns + column
   int32_t half;  // row % 2

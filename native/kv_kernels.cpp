@@ -35,12 +35,6 @@ struct Narrow<float> {
   float operator()(float x) const { return x; }
 };
 
-template <>
-struct Narrow<uint16_t> {
-  Narrow(const float*, int32_t) {}
-  uint16_t operator()(float x) const { return to_bf16(x); }
-};
-
 // headrace.numerics.kv_cache, bit for bit.
 template <>
 struct Narrow<E4m3> {
@@ -107,6 +101,28 @@ void write_as(const AttentionShape& shape, const KvLayer& layer, int32_t block, 
   }
 }
 
+// In pairs: of features in keys, of tokens in values, where the other one's half stays as it is.
+void write_bf16(const AttentionShape& shape, const KvLayer& layer, int32_t block, int32_t offset, const float* k,
+                const float* v) {
+  const int32_t dim = shape.head_dim;
+  const int64_t at = block * layer.block_bytes, head_bytes = kv_head_bytes(shape.format, dim, shape.block_size);
+  const int64_t stride = shape.block_size;
+  const int shift = offset % 2 * 16;
+  const int32_t kept = static_cast<int32_t>(0xFFFF0000u >> shift);
+  for (int32_t head = 0; head < shape.num_kv_heads; ++head, k += dim, v += dim) {
+    int32_t* keys = reinterpret_cast<int32_t*>(layer.keys + at + head * head_bytes) + offset;
+    int32_t* values = reinterpret_cast<int32_t*>(layer.values + at + head * head_bytes) + offset / 2 * int64_t{dim};
+    for (int32_t d = 0; d < dim; d += kLanes) {
+      const int32_t count = dim - d < kLanes ? dim - d : static_cast<int32_t>(kLanes);
+      int16_t codes[kLanes];
+      store_low16(codes, to_bf16(load_part(k + d, count)));
+      for (int32_t i = 0; i < count; i += 2) __builtin_memcpy(keys + (d + i) / 2 * stride, codes + i, sizeof *keys);
+      const i32x16 mine = to_bf16(load_part(v + d, count)) << shift;
+      store_part(values + d, (load_part(values + d, count) & kept) | mine, count);
+    }
+  }
+}
+
 // One head of one token, group by group; `place` says where feature d goes.
 template <typename Codes, typename Place>
 void write_head(const AttentionShape& shape, const float* x, uint8_t* codes, uint32_t* scales, Place place) {
@@ -151,7 +167,7 @@ void write_kv(const AttentionShape& shape, const KvLayer& layer, int32_t block, 
     case KvFormat::f32:
       return write_as<float>(shape, layer, block, offset, k, v);
     case KvFormat::bf16:
-      return write_as<uint16_t>(shape, layer, block, offset, k, v);
+      return write_bf16(shape, layer, block, offset, k, v);
     case KvFormat::fp8:
       return write_as<E4m3>(shape, layer, block, offset, k, v);
     case KvFormat::int8:

@@ -100,7 +100,7 @@ void Plan::attention(const View& q, int q_rotation, const View& k, int k_rotatio
   reserve_scratch(k.features);
   append(std::make_unique<JoinOp>(shape, out));
   // One division of rows serves all layers, so it heeds the layer with the most query heads to a KV head.
-  const int32_t rows = std::max(1, kMaxQueries / shape.group());
+  const int32_t rows = std::max(1, runtime_.kernels.max_queries / shape.group());
   rows_per_chunk_ = std::min(rows_per_chunk_, rows);
   const int64_t queries = int64_t{rows} * shape.group();
   reserve_scratch(attention_scratch_floats(queries, shape.head_dim));

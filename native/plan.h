@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -153,7 +154,7 @@ class Plan {
   int64_t max_shares_;
   StepChecker checker_;
   AttentionSchedule schedule_;
-  int32_t rows_per_chunk_ = kMaxQueries;
+  int32_t rows_per_chunk_ = std::numeric_limits<int32_t>::max();
   int64_t scratch_bytes_ = 0, partial_floats_ = 0;
   Pages scratch_, partials_;
   std::vector<Sampler> samplers_;

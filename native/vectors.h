@@ -20,6 +20,7 @@ namespace headrace {
 namespace {
 
 #define HEADRACE_INLINE inline __attribute__((always_inline, unused))
+#define HEADRACE_INLINE_LAMBDA __attribute__((always_inline))
 
 // A byte that holds an 8-bit float: see headrace.numerics.float8.
 struct E4m3 {
@@ -277,6 +278,13 @@ HEADRACE_INLINE V add_products(V acc, V a, V b) {
   }
 }
 
+// Of sixteen pairs of bf16 the first of each, or the second.
+template <int kHalf>
+HEADRACE_INLINE f32x16 load_half(const uint16_t* pairs) {
+  const i32x16 both = load_lanes<i32x16>(reinterpret_cast<const int32_t*>(pairs));
+  return bits_as<f32x16>(kHalf == 0 ? both << 16 : both & static_cast<int32_t>(0xFFFF0000));
+}
+
 HEADRACE_INLINE f32x16 to_f32(i32x16 x) { return convert<f32x16>(x); }
 
 // The lower 16 bits of each lane.
@@ -292,14 +300,20 @@ HEADRACE_INLINE void store_low16(int16_t* p, V v) {
   }
 }
 
-// The first n < 16 values; zeros after them.
-HEADRACE_INLINE f32x16 load_part(const float* p, int64_t n) {
-  f32x16 v{};
-  __builtin_memcpy(&v, p, n * sizeof(float));
+// The first n <= 16 values; zeros after them.
+template <typename T>
+HEADRACE_INLINE Lanes<T, 16> load_part(const T* p, int64_t n) {
+  if (n == kLanes) return load_lanes<Lanes<T, 16>>(p);
+  Lanes<T, 16> v{};
+  __builtin_memcpy(&v, p, n * sizeof(T));
   return v;
 }
 
-HEADRACE_INLINE void store_part(float* p, f32x16 v, int64_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
+template <typename T>
+HEADRACE_INLINE void store_part(T* p, std::type_identity_t<Lanes<T, 16>> v, int64_t n) {
+  if (n == kLanes) return store(p, v);
+  __builtin_memcpy(p, &v, n * sizeof(T));
+}
 
 HEADRACE_INLINE f32x16 broadcast(float x) { return spread<f32x16>(x); }
 
@@ -423,6 +437,13 @@ HEADRACE_INLINE uint16_t to_bf16(float x) {
   __builtin_memcpy(&bits, &x, sizeof bits);
   if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
   return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+// The same of each lane, in its lower half.
+HEADRACE_INLINE i32x16 to_bf16(f32x16 x) {
+  const i32x16 bits = bits_as<i32x16>(x), odd = bits >> 16 & 1;
+  const i32x16 nearest = (bits + 0x7FFF + odd) >> 16 & 0xFFFF, cut = (bits >> 16 & 0xFFFF) | 0x40;
+  return select((bits & 0x7FFFFFFF) > 0x7F800000, cut, nearest);
 }
 
 HEADRACE_INLINE float from_bf16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 from headrace.align.forced import ROWS_PER_STEP
+from headrace.base.settings import from_environment
 from headrace.executors.native import NativeExecutor
+from headrace.executors.native_isa import available_isa
 from headrace.graph.ir import Graph
 from headrace.numerics.tensor import RawTensor
 
@@ -30,9 +32,12 @@ def scoring_executor(
 
     Args:
         rows_per_step: tokens that a step may have, all of them sampled.
+        num_threads, isa: None: what the environment says, as an engine does.
 
-    See `NativeExecutor` for the rest, and for what it raises.
+    See `NativeExecutor` for the rest, and for what it raises; InvalidRequestError if the environment cannot be read, or
+    names what this machine lacks.
     """
+    settings = from_environment()
     return NativeExecutor(
         graph,
         weights,
@@ -40,8 +45,8 @@ def scoring_executor(
         block_size=_BLOCK_SIZE,
         kv_format=kv_format,
         activation=activation,
-        num_threads=num_threads,
-        isa=isa,
+        num_threads=num_threads or settings.num_threads,
+        isa=available_isa(isa or settings.isa),
         fuse=fuse,
         max_batched_tokens=rows_per_step,
         max_num_seqs=rows_per_step,

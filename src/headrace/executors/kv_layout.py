@@ -6,7 +6,7 @@ from headrace.graph.ir import KVLayer
 from headrace.numerics.kv_formats import BITS_PER_VALUE, scales_per_head
 from headrace.numerics.kv_formats import KV_FORMATS as KV_FORMATS  # for planners, who import no numerics
 
-PAIRED = ("int8", "int4")
+PAIRED = ("bf16", "int8", "int4")
 """Formats whose features and tokens lie in pairs: an odd number of either is rounded up."""
 _SCALE_BYTES = 4
 

@@ -3,7 +3,9 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from headrace._native import available_isas
 from headrace.align.forced import forced_logits
+from headrace.align.native_scoring import scoring_executor
 from headrace.base.errors import ContextLengthError, InvalidRequestError
 from headrace.executors.native import NativeExecutor
 from headrace.executors.torch_executor import TorchExecutor
@@ -34,6 +36,17 @@ def test_nothing_is_kept_between_calls(executor):
     first = forced_logits(executor, "logits", IDS)
     forced_logits(executor, "logits", IDS[::-1])
     np.testing.assert_array_equal(forced_logits(executor, "logits", IDS), first)
+
+
+def test_scoring_follows_the_environment_as_an_engine_does(monkeypatch):
+    graph = fuse(tiny_llama())
+    monkeypatch.setenv("HEADRACE_ISA", "portable")
+    monkeypatch.setenv("HEADRACE_THREADS", "3")
+    with closing(scoring_executor(graph, random_weights(graph), 8)) as executor:
+        assert (executor.isa, executor.num_threads) == ("portable", 3)
+    best = available_isas()[-1]
+    with closing(scoring_executor(graph, random_weights(graph), 8, isa=best)) as executor:
+        assert executor.isa == best
 
 
 def test_bad_tokens_are_named_before_anything_runs(executor):
