@@ -7,6 +7,7 @@
 #include <cassert>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "formats.h"
@@ -75,10 +76,11 @@ class FixedLinear final : public Linear {
   // A step of 1 in units of the weight: 8-bit codes are multiplied by step / 128.
   float levels() const { return weights_.four_bits ? 1.0f : static_cast<float>(128 >> code_shift_); }
 
-  // What the codes of this format can stand for decides the unit, and what steps may be.
+  // What the codes of this format can stand for decides the unit, and what steps may be. NaN if one of them is damaged.
   float unit_of(const std::vector<float>& scale, const std::vector<float>& offset) const {
     float most = 0;
     for (size_t g = 0; g < scale.size(); ++g) {
+      if (!std::isfinite(scale[g]) || !std::isfinite(offset[g])) return std::numeric_limits<float>::quiet_NaN();
       most = std::max({most, std::fabs(scale[g] * weights_.min_q + offset[g]), std::fabs(scale[g] * max_q_ + offset[g]),
                        std::fabs(scale[g]) * levels()});
     }

@@ -120,7 +120,7 @@ def fixed_point_error(name: str, isa: str, activation: str, x: np.ndarray, weigh
     """What inputs in fixed point may add: half a unit of each group's largest magnitude, for every weight."""
     if name in READ_AS_F32 or activation not in LEVELS:
         return 0.0
-    if isa == "amx" and activation == "int16" and name not in ROW_BLOCKS:
+    if isa == "amx" and activation == "int16":
         return fixed_weights_error(name, x, weight)
     group = 16 if name in ("q2_k", "q3_k", "q6_k") else 32
     largest = np.abs(x).reshape(len(x), -1, group).max(axis=2)
@@ -133,7 +133,7 @@ def fixed_weights_error(name: str, x: np.ndarray, weight: np.ndarray) -> np.ndar
     of the largest weight of a column that codes could stand for, at most twice the largest that occurs: up to 8.5 where
     the steps of 4-bit codes are rounded, 1.5 where 8-bit codes are."""
     inputs = np.abs(x).max(axis=1, keepdims=True) / LEVELS["int16"] * np.abs(weight).sum(axis=1)
-    units = 8.5 if name in ("q4_0", "q4_1", "q4_k", "q2_k", "q3_k") else 1.5
+    units = 8.5 if name in ("q4_0", "q4_1", "q4_k", "q2_k", "q3_k") or "int4" in name else 1.5
     weights = np.abs(x).sum(axis=1, keepdims=True) * 2 * np.abs(weight).max(axis=1) / 32623
     total: np.ndarray = 0.51 * inputs + units * weights
     return total
