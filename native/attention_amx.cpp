@@ -25,7 +25,7 @@ static_assert(kTileKeys == kSumColumns);
 
 int64_t tiles_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
 
-// Denormal numbers are zeros while this lives.
+// Denormal numbers are zeros while this lives: for products only, since results of splits join in the default mode.
 class FlushedDenormals {
  public:
   FlushedDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
@@ -37,6 +37,10 @@ class FlushedDenormals {
 
 HEADRACE_INLINE f32x16 rounded(f32x16 x) {
   return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
+}
+
+HEADRACE_INLINE f32x16 add_product(f32x16 a, f32x16 b, f32x16 sum) {
+  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
 }
 
 // 16 features of a query, scaled; zeros behind the last.
@@ -76,7 +80,7 @@ HEADRACE_INLINE void score_runs(const Queries& queries, int32_t first, const Til
       for (int i = 0; i < N; ++i) {
         const f32x16 feature = broadcast(q[d * kBatch + i]);
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) sums[i][g][kHalf] = feature * keys[g] + sums[i][g][kHalf];
+        for (int g = 0; g < G; ++g) sums[i][g][kHalf] = add_product(feature, keys[g], sums[i][g][kHalf]);
       }
     };
 #pragma GCC unroll 2
@@ -131,7 +135,8 @@ HEADRACE_INLINE void sum_columns(const Queries& queries, int32_t first, const Ti
                            for (int i = 0; i < N; ++i) {
                              const f32x16 weight = broadcast(weights[i * kTileKeys + j]);
 #pragma GCC unroll 4
-                             for (int v = 0; v < V; ++v) sums[i][v][kHalf] = weight * values[v] + sums[i][v][kHalf];
+                             for (int v = 0; v < V; ++v)
+                               sums[i][v][kHalf] = add_product(weight, values[v], sums[i][v][kHalf]);
                            }
                          });
     }
@@ -163,7 +168,7 @@ void attend_few(const Queries& queries, const Tile<uint16_t>& tile, int32_t begi
   each_that_sees([&]<int N>(int32_t first, int32_t, int32_t high) {
     score<N>(queries, first, tile, static_cast<int>(tiles_of(high, kLanes)));
   });
-  soften<false>(queries, begin, 0, queries.count);
+  soften<false>(queries, begin);
   for (int32_t i = 0; i < queries.count; ++i) {
     for (int64_t j = 0; j < kTileKeys; j += kLanes) {
       float* weights = queries.scores + i * kTileKeys + j;
@@ -194,14 +199,14 @@ inline void clear() {
   if (N > 3) tile_zero<3>();
 }
 template <int N>
-inline void take(const float* from, int64_t stride) {
+inline void load_sums(const float* from, int64_t stride) {
   tile_load<0>(from, stride);
   if (N > 1) tile_load<1>(from + kLanes, stride);
   if (N > 2) tile_load<2>(from + 2 * kLanes, stride);
   if (N > 3) tile_load<3>(from + 3 * kLanes, stride);
 }
 template <int N>
-inline void keep(float* to, int64_t stride) {
+inline void store_sums(float* to, int64_t stride) {
   tile_store<0>(to, stride);
   if (N > 1) tile_store<1>(to + kLanes, stride);
   if (N > 2) tile_store<2>(to + 2 * kLanes, stride);
@@ -373,7 +378,7 @@ class Pipeline {
       multiply<N>(q + i * kTileValues, tile.keys, i * kTileColumns * tile.key_stride, tile.key_stride * 4);
       if (aligned_ && unit.first_of_tile) fetch_part(tile, i);
     }
-    keep<N>(scores_, kTileKeys * sizeof(float));
+    store_sums<N>(scores_, kTileKeys * sizeof(float));
   }
 
   // What comes two tiles later, into L2.
@@ -431,10 +436,10 @@ class Pipeline {
       const uint16_t* const columns[] = {values, values + 2 * kLanes, values + 4 * kLanes, values + 6 * kLanes};
       with_number((queries_.dim - d) / kLanes, [&]<int N>() HEADRACE_INLINE_LAMBDA {
         float* state = queries_.state + unit.first * queries_.stride + d;
-        take<N>(state, queries_.stride * sizeof(float));
+        load_sums<N>(state, queries_.stride * sizeof(float));
         for (int64_t i = unit.low / kTileColumns; i < tiles_of(unit.high, kTileColumns); ++i)
           multiply<N>(weights_ + i * kTileValues, columns, i * kTileColumns * queries_.dim, queries_.dim * 4);
-        keep<N>(state, queries_.stride * sizeof(float));
+        store_sums<N>(state, queries_.stride * sizeof(float));
       });
     }
   }
@@ -506,7 +511,6 @@ class Pipeline {
 
 void attend_bf16(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   const Queries queries(shape, task, scratch);
-  const FlushedDenormals flushed;
   if (queries.count <= kFewQueries && shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0) {
     each_query(shape, task, queries, [&](int32_t i, const float* features) {
       alignas(64) float part[kLanes];
@@ -516,6 +520,7 @@ void attend_bf16(const AttentionShape& shape, const KvLayer& layer, const Attent
       }
     });
     return attend_splits(shape, task, queries, [&](int32_t split) {
+      const FlushedDenormals flushed;
       each_tile(queries, split, [&](int32_t begin, int32_t end) {
         attend_few(queries, tile_in_place<uint16_t>(shape, layer, task, queries, begin, end), begin);
       });
@@ -525,6 +530,7 @@ void attend_bf16(const AttentionShape& shape, const KvLayer& layer, const Attent
   each_query(shape, task, queries, [&](int32_t i, const float* features) { pipeline.take_query(i, features); });
   configure(smaller(queries.count, kTileQueries));
   attend_splits(shape, task, queries, [&](int32_t split) {
+    const FlushedDenormals flushed;
     each_tile(queries, split, [&](int32_t begin, int32_t end) { pipeline.attend_tile(begin, end); });
     pipeline.flush();
   });

@@ -241,7 +241,7 @@ void attend_tile(const IntegerQueries& queries, const CodeTile& tile, int32_t be
     if (queries.low(first, begin) >= high) return;
     score<Codes, N>(queries, first, tile, (high + kLanes - 1) / kLanes);
   });
-  soften<false>(queries, begin, 0, queries.count);
+  soften<false>(queries, begin);
   for (int32_t i = 0; i < queries.count; ++i) {
     for (int32_t g = 0; g < queries.groups; ++g) round_weights<Codes>(queries, i, g);
   }

@@ -1,5 +1,5 @@
 // Paged attention with an online softmax (FlashAttention-2, arXiv:2307.08691): f32 arithmetic over f32, bf16 or fp8
-// caches. Caches of integers: attention_integer_kernels.cpp.
+// caches. Caches of integers: attention_integer_kernels.cpp; of bf16 on machines with AMX: attention_amx.cpp.
 //
 // A query (one row, one query head) walks its keys in tiles of 64 positions that start at multiples of 64, in ascending
 // order, and its tiles in splits of 512: what it computes depends on its position and the cache alone. Queries of one
@@ -20,7 +20,7 @@ void attend_tile(const Queries& queries, const Tile<T>& tile, int32_t begin, Fil
     score<N, kInPlace>(queries.q + first * queries.dim, queries.dim, tile, (high + kLanes - 1) / kLanes,
                        queries.scores + first * kTileKeys);
   });
-  soften<kScaled>(queries, begin, 0, queries.count);
+  soften<kScaled>(queries, begin);
   fill();
   each_batch(queries.count, [&]<int N>(int32_t first) {
     const int32_t low = queries.low(first, begin), high = queries.high(first + N - 1, begin);

@@ -1,5 +1,5 @@
 // What attention over any cache shares: the queries of a task, the online softmax over their scores, and how results
-// of splits join. Included by attention*_kernels.cpp only (see vectors.h).
+// of splits join. Included by attention*_kernels.cpp and attention_amx.cpp only (see vectors.h).
 #pragma once
 
 #include "attention_tiles.h"
@@ -23,7 +23,7 @@ struct Queries {
   float* state;                       // [count padded to 16][stride]
   float* joined;                      // state of the splits before
   float *maxima, *decays, *subtract;  // [count] padded to 16: highest score so far; of the tile: factor, and offset
-  float* scores;                      // [count padded to 16][kTileKeys], then weights
+  float* scores;                      // [count][kTileKeys], then weights
   float *key_scales, *value_scales;   // [kTileKeys] of the tile, in a scaled format
   float* copy;                        // of a tile as f32: its keys, then, in their place, its values
   float* end;                         // of what these take of the scratch
@@ -47,7 +47,7 @@ struct Queries {
     maxima = take(padded);
     decays = take(padded);
     subtract = take(padded);
-    scores = take(padded * kTileKeys);
+    scores = take(count * kTileKeys);
     key_scales = take(kTileKeys);
     value_scales = take(kTileKeys);
     copy = take(kTileKeys * dim);
@@ -98,33 +98,33 @@ HEADRACE_INLINE f32x16 highest(float* scores, const float* key_scales, int low, 
 }
 
 template <bool kScaled>
-void find_highest(const Queries& queries, int32_t begin, int32_t first, int32_t end) {
+void find_highest(const Queries& queries, int32_t begin) {
+  const int32_t count = queries.count;
   float *scores = queries.scores, *found = queries.subtract;
   const float* key_scales = queries.key_scales;
-  if (queries.low(end - 1, begin) == 0 && queries.high(first, begin) == kTileKeys) {  // all see the whole tile
-    for (int32_t i = first; i < end; ++i)
+  if (queries.low(count - 1, begin) == 0 && queries.high(0, begin) == kTileKeys) {  // all see the whole tile
+    for (int32_t i = 0; i < count; ++i)
       found[i] = max(highest<kScaled, false>(scores + i * kTileKeys, key_scales, 0, 0));
     return;
   }
-  for (int32_t i = first; i < end; ++i) {
+  for (int32_t i = 0; i < count; ++i) {
     found[i] =
         max(highest<kScaled, true>(scores + i * kTileKeys, key_scales, queries.low(i, begin), queries.high(i, begin)));
   }
 }
 
-// Turn the scores of queries [first, end) for a tile into weights, and take note of their maxima, their sums, and what
-// older sums shrink by. `first` is a multiple of 16, and so is `end` unless it is the last.
+// Turn the scores of a tile into weights, and take note of their maxima, their sums, and what older sums shrink by.
 template <bool kScaled>
-void soften(const Queries& queries, int32_t begin, int32_t first, int32_t end) {
-  find_highest<kScaled>(queries, begin, first, end);
-  for (int32_t i = first; i < end; i += kLanes) {
+void soften(const Queries& queries, int32_t begin) {
+  find_highest<kScaled>(queries, begin);
+  for (int32_t i = 0; i < queries.count; i += kLanes) {
     const f32x16 before = load(queries.maxima + i), now = max(before, load(queries.subtract + i));
     const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
     store(queries.maxima + i, now);
     store(queries.subtract + i, finite);
     store(queries.decays + i, exp2(before - finite));
   }
-  for (int32_t i = first; i < end; ++i) {
+  for (int32_t i = 0; i < queries.count; ++i) {
     float *weights = queries.scores + i * kTileKeys, *sums = queries.state + i * queries.stride + queries.dim;
     const f32x16 subtract = broadcast(queries.subtract[i]);
     f32x16 total = {};

@@ -34,7 +34,7 @@ HEADRACE_DECLARE_KERNELS(avx512)
 HEADRACE_DECLARE_KERNELS(avx512_vnni)
 
 namespace headrace::amx {
-using avx512_vnni::rope;
+using avx512_vnni::rope;             // to turn queries by
 constexpr int32_t kMaxQueries = 96;  // whole tiles of 16
 void attend(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);
 }  // namespace headrace::amx

@@ -12,7 +12,7 @@ int64_t attention_scratch_floats(int64_t queries, int32_t head_dim) {
   const int64_t scales = kv_scales(KvFormat::int4, head_dim);
   // Queries; running and joined results; maxima, factors and offsets; scores; scales; a tile of keys or of values.
   const int64_t shared = batched * dim + (padded + queries) * partial_floats(head_dim) + 3 * padded +
-                         padded * kTileKeys + 2 * kTileKeys + kTileKeys * dim;
+                         queries * kTileKeys + 2 * kTileKeys + kTileKeys * dim;
   // Of integers: queries, their steps and sums; weights, their units and what the lowest values add; scales of a tile.
   const int64_t integers =
       batched * dim / 2 + padded * (1 + scales) + queries * scales * (kTileKeys / 2 + 2) + 4 * scales * kTileKeys;

@@ -1,5 +1,5 @@
 // Keys and values in pairs as they lie in a block (see AttentionShape), and the rotation of int4's keys. Included by
-// `*_kernels.cpp` only (see vectors.h).
+// `*_kernels.cpp` and attention_amx.cpp only (see vectors.h).
 #pragma once
 
 #include "kernels.h"

@@ -8,16 +8,30 @@ namespace {
 constexpr float kLargest = 3.402823466e+38f;
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer, ties to even
 
+int32_t count_at(int32_t i, int32_t n) { return n - i < kLanes ? n - i : static_cast<int32_t>(kLanes); }
+
+// The largest magnitude of n values by its bits, which are in the order of the numbers, with infinities and NaN last.
+int32_t largest_bits(const float* x, int32_t n) {
+  i32x16 largest = {};
+  for (int32_t i = 0; i < n; i += kLanes) {
+    const i32x16 bits = bits_as<i32x16>(load_part(x + i, count_at(i, n))) & 0x7FFFFFFF;
+    largest = select(bits > largest, bits, largest);
+  }
+  return max(largest);
+}
+
 // The largest magnitude of n values; NaN if one of them is not finite.
 float peak_of(const float* x, int32_t n) {
-  float peak = 0.0f;
-  bool finite = true;
-  for (int32_t i = 0; i < n; ++i) {
-    const float size = __builtin_fabsf(x[i]);
-    peak = size > peak ? size : peak;
-    finite &= size <= kLargest;
-  }
-  return finite ? peak : __builtin_nanf("");
+  const float peak = std::bit_cast<float>(largest_bits(x, n));
+  return peak <= kLargest ? peak : __builtin_nanf("");
+}
+
+// Whether one head of a token stays finite as T. Of one that does not, the key becomes NaN and the value zero: queries
+// that see it show it, and for the others, who multiply values they do not see by zero, it is nothing.
+template <typename T>
+bool is_finite_as(const float* k, const float* v, int32_t n) {
+  constexpr int32_t kMost = std::is_same_v<T, uint16_t> ? 0x7F7F7FFF : 0x7F7FFFFF;  // bf16 rounds larger ones up
+  return largest_bits(k, n) <= kMost && largest_bits(v, n) <= kMost;
 }
 
 int32_t nearest_code(float ratio, float least, float most) {
@@ -94,6 +108,11 @@ void write_as(const AttentionShape& shape, const KvLayer& layer, int32_t block, 
       *to_value = values + head * values_of_head + int64_t{offset} * shape.head_dim;
     for (int32_t d = 0; d < shape.head_dim; ++d) to_key[int64_t{d} * shape.block_size] = key(k[d]);
     for (int32_t d = 0; d < shape.head_dim; ++d) to_value[d] = value(v[d]);
+    if constexpr (std::is_same_v<T, float>) {
+      if (is_finite_as<T>(k, v, shape.head_dim)) continue;
+      for (int32_t d = 0; d < shape.head_dim; ++d) to_key[int64_t{d} * shape.block_size] = __builtin_nanf("");
+      for (int32_t d = 0; d < shape.head_dim; ++d) to_value[d] = 0.0f;
+    }
     if constexpr (std::is_same_v<T, E4m3>) {
       key_scales[head * shape.block_size + offset] = key.scale;
       value_scales[head * shape.block_size + offset] = value.scale;
@@ -112,12 +131,16 @@ void write_bf16(const AttentionShape& shape, const KvLayer& layer, int32_t block
   for (int32_t head = 0; head < shape.num_kv_heads; ++head, k += dim, v += dim) {
     int32_t* keys = reinterpret_cast<int32_t*>(layer.keys + at + head * head_bytes) + offset;
     int32_t* values = reinterpret_cast<int32_t*>(layer.values + at + head * head_bytes) + offset / 2 * int64_t{dim};
+    const bool finite = is_finite_as<uint16_t>(k, v, dim);
+    const auto as_stored = [&](const float* x, int32_t count, int32_t otherwise) {
+      return finite ? to_bf16(load_part(x, count)) : spread<i32x16>(otherwise);
+    };
     for (int32_t d = 0; d < dim; d += kLanes) {
-      const int32_t count = dim - d < kLanes ? dim - d : static_cast<int32_t>(kLanes);
+      const int32_t count = count_at(d, dim);
       int16_t codes[kLanes];
-      store_low16(codes, to_bf16(load_part(k + d, count)));
+      store_low16(codes, as_stored(k + d, count, 0x7FC0));
       for (int32_t i = 0; i < count; i += 2) __builtin_memcpy(keys + (d + i) / 2 * stride, codes + i, sizeof *keys);
-      const i32x16 mine = to_bf16(load_part(v + d, count)) << shift;
+      const i32x16 mine = as_stored(v + d, count, 0) << shift;
       store_part(values + d, (load_part(values + d, count) & kept) | mine, count);
     }
   }

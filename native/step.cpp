@@ -82,8 +82,9 @@ void AttentionSchedule::plan(const Step& step, int32_t max_rows) {
   for (int32_t s = 0; s < step.num_seqs; ++s) {
     const int32_t begin = step.seq_starts[s], end = step.seq_starts[s + 1];
     std::fill(seq_of_row_.begin() + begin, seq_of_row_.begin() + end, s);
-    for (int32_t row = begin; row < end; row += max_rows) {
-      const int32_t rows = std::min(max_rows, end - row), splits = num_splits(step.positions[row + rows - 1] + 1);
+    for (int32_t row = begin, rows = 0; row < end; row += rows) {
+      rows = std::min(max_rows, end - row);
+      const int32_t splits = num_splits(step.positions[row + rows - 1] + 1);
       if (!apart || splits == 1) {
         chunks_.push_back({s, row, rows, 0, splits, -1, 0});
         continue;

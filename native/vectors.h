@@ -1,6 +1,6 @@
 // Sixteen floats or integers, or eight doubles, at a time: one register with AVX-512, two with AVX2, four with SSE2 or
-// NEON. Included by `*_kernels.cpp` only, which are compiled once per instruction set: everything here has internal
-// linkage, so that no instruction set's copy can stand in for another's.
+// NEON. Included by `*_kernels.cpp`, which are compiled once per instruction set, and by attention_amx.cpp: everything
+// here has internal linkage, so that no instruction set's copy can stand in for another's.
 //
 // A register is one of the compilers' generic vectors (GCC, Clang). Several are `Two` halves, each with a name: generic
 // vectors longer than a register, and arrays in their place, GCC keeps in memory.

@@ -111,7 +111,7 @@ def kernel_arithmetic(isa: str, activation: str = "auto", *, kind: str = "blocks
     """What one multiply-add of a linear takes with that instruction set, precision of activations and kind of weight
     (`headrace.llm.loader.kernel_kind`), as `Machine.rate` reads it."""
     activation = _native.choose_activation(activation, isa)
-    if isa == "amx" and kind == "row_blocks":  # tiles do not take them yet
+    if isa == "amx" and kind == "row_blocks" and activation != "int16":  # other kernels of AMX do not take them
         isa = "avx512_vnni"
     quantized = kind != "plain"
     if quantized and isa == "avx2" and activation in ("int16", "int8"):

@@ -87,7 +87,8 @@ def test_an_arithmetic_that_the_machine_lacks_is_refused():
         ("amx", "bf16", "plain", "bf16"),
         ("amx", "int16", "blocks", "int8x4"),
         ("amx", "int16", "plain", "bf16x2"),
-        ("amx", "int16", "row_blocks", "int8x2"),
+        ("amx", "int16", "row_blocks", "int8x4"),
+        ("amx", "int8", "row_blocks", "int8"),
         ("amx", "f32", "row_blocks", "f32"),
     ],
 )
