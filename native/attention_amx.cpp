@@ -3,7 +3,7 @@
 // Queries and weights are rounded to bf16, as keys and values are; sums are f32. They are those of tile products, which
 // take 32 features (of keys) or tokens (of values) at a time:
 //   sum += (f(0) + f(1)), f(i) = a chain of fused multiply-adds over the features or tokens i, i + 2, ...
-// Few queries, as in decoding, add them up in vectors, straight from the cache and as fast as it can be read; more take
+// Few queries, as in decoding, add them up in vectors, straight from the cache, while it is being read; more take
 // tiles. The bits are the same: a row of a product depends on that row alone. What lies below the smallest normal f32
 // counts as zero on the way in and out, as it does in tile products.
 #include <immintrin.h>
@@ -28,7 +28,7 @@ int64_t tiles_of(int64_t columns, int64_t width) { return (columns + width - 1) 
 // Denormal numbers are zeros while this lives: for products only, since results of splits join in the default mode.
 class FlushedDenormals {
  public:
-  FlushedDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040u); }
+  FlushedDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON | _MM_DENORMALS_ZERO_ON); }
   ~FlushedDenormals() { _mm_setcsr(before_); }
 
  private:
@@ -46,8 +46,7 @@ HEADRACE_INLINE f32x16 add_product(f32x16 a, f32x16 b, f32x16 sum) {
 // 16 features of a query, scaled; zeros behind the last.
 HEADRACE_INLINE f32x16 scaled_part(const AttentionShape& shape, const float* features, int64_t d) {
   const int64_t left = shape.head_dim - d;
-  const f32x16 x = left >= kLanes ? load(features + d) : load_part(features + d, left > 0 ? left : 0);
-  return x * (shape.scale * kLog2e);
+  return load_part(features + d, left < 0 ? 0 : left < kLanes ? left : kLanes) * (shape.scale * kLog2e);
 }
 
 // Scale what older tiles made of a query.
@@ -295,7 +294,7 @@ class Pipeline {
         task_(task),
         queries_(queries),
         feature_tiles_(tiles_of(queries.dim, kTileColumns)),
-        aligned_(shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0),
+        aligned_(is_aligned(shape)),
         copies_keys_(!aligned_ || shape.head_dim % kTileColumns != 0) {
     float* at = queries.end;
     const auto take = [&at](int64_t floats) {
@@ -511,7 +510,7 @@ class Pipeline {
 
 void attend_bf16(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   const Queries queries(shape, task, scratch);
-  if (queries.count <= kFewQueries && shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0) {
+  if (queries.count <= kFewQueries && is_aligned(shape)) {
     each_query(shape, task, queries, [&](int32_t i, const float* features) {
       alignas(64) float part[kLanes];
       for (int64_t d = 0; d < queries.dim; d += kLanes) {

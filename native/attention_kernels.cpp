@@ -117,7 +117,7 @@ void gather_queries(const AttentionShape& shape, const AttentionTask& task, cons
 template <typename T>
 void attend_as(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   const Queries queries(shape, task, scratch);
-  const bool aligned = shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
+  const bool aligned = is_aligned(shape);
   gather_queries(shape, task, queries);
   const auto tile_at = [&](int32_t begin, int32_t end) {
     if (!aligned) {

@@ -166,6 +166,7 @@ def test_kv_bytes() -> None:
     assert kv_bytes_per_block(wide, block_size=16, kv_format="int4") == 2 * 3 * (40 + 3 * 4) * 16, "three groups"
     odd = [KVLayer(num_kv_heads=1, head_dim=7)]
     assert kv_bytes_per_block(odd, block_size=3, kv_format="fp8") == 2 * 3 * (7 + 4) + 2, "scales stay aligned"
+    assert kv_bytes_per_block(odd, block_size=3, kv_format="bf16") == 2 * 4 * 8 * 2
     assert kv_bytes_per_block(odd, block_size=3, kv_format="int8") == 2 * (4 * 8 + 3 * 4), "in pairs"
     assert kv_bytes_per_block(odd, block_size=3, kv_format="int4") == 2 * (4 * 8 // 2 + 3 * 4)
     assert kv_bytes_per_value(layers, "bf16") == 2
