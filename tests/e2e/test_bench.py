@@ -15,7 +15,7 @@ from headrace.cli.main import main, parser
 from tests.support.tiny_model import write_model
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs/benchmarks.md"
-LENGTHS = ["--input-len", "8", "--output-len", "64"]
+LENGTHS = ["--input-len", "8", "--output-len", "96"]
 CASES = {
     "latency": LENGTHS,
     "throughput": [*LENGTHS, "--num-seqs", "2", "4"],

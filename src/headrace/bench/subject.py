@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headrace.base.errors import HeadraceError
-from headrace.bench.samples import median
 from headrace.bench.workloads import Batch
 from headrace.engine.metrics import RequestMetrics
 from headrace.engine.sampling import SamplingParams
@@ -52,11 +51,11 @@ def run(llm: LLM, batch: Batch) -> Run:
 
 def decode_rates(num_tokens: int, firsts: Sequence[float], wholes: Sequence[float]) -> tuple[float, ...]:
     """Tokens per second after the first ones: `num_tokens` / (seconds of each whole run − those of a run of one token
-    each, the median of `firsts`).
+    each, the shortest of `firsts`: what disturbs a run only lengthens it, so this cannot flatter).
 
     Raises HeadraceError if a whole run was no longer than that: it was too short to say anything.
     """
-    first = median(firsts)
+    first = min(firsts)
     if min(wholes) <= first:
         raise HeadraceError(
             f"A run of {num_tokens} more tokens took no longer than one of the first alone ({first:.4f} s).",

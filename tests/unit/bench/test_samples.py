@@ -25,7 +25,7 @@ def test_spread_is_the_middle_half_over_the_median():
 
 
 def test_decode_rates_leave_prefill_out():
-    assert decode_rates(10, firsts=[1.0, 9.0, 0.9], wholes=[2.0, 6.0]) == (10.0, 2.0)
+    assert decode_rates(10, firsts=[9.0, 1.0, 1.5], wholes=[2.0, 6.0]) == (10.0, 2.0)
 
 
 def test_a_run_too_short_to_measure_is_an_error_not_a_figure():
