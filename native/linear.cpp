@@ -266,9 +266,10 @@ std::unique_ptr<Linear> make_linear(Format format, int64_t out_features, int64_t
   const bool has_int_layout = t.group != 0 && (!is_row_blocks(format) || (t.group == 32 && !t.is_e4m3));
   if (!has_int_layout && is_fixed_point(activation)) activation = Activation::f32;
 #ifdef HEADRACE_X86
-  if (activation == Activation::int16 && isa == Isa::amx) return make_fixed_linear(format, out_features, in_features);
-  if (is_fixed_point(activation) && (isa >= Isa::avx512_vnni || isa == Isa::avx2)) {
-    return make_int_linear(format, out_features, in_features, std::min(isa, Isa::avx512_vnni), activation);
+  if (is_fixed_point(activation) && isa == Isa::amx)
+    return make_fixed_linear(format, out_features, in_features, activation);
+  if (is_fixed_point(activation) && (isa == Isa::avx512_vnni || isa == Isa::avx2)) {
+    return make_int_linear(format, out_features, in_features, isa, activation);
   }
   // AMX multiplies bf16: exact for bf16 and quantized weights, a rounding for f32 and f16, which stay in f32.
   if (isa == Isa::amx && format != Format::f32 && format != Format::f16 && !is_row_blocks(format)) {

@@ -22,7 +22,7 @@ enum class Format : uint16_t { f32, f16, bf16, q4_0, q4_1, q5_0, q5_1, q8_0, q2_
 //   int16  fixed point of 16 bits, of the largest magnitude in each scale group of a quantized weight, or of each row
 //          (amx); read as f32 by plain weights, and by row blocks of e4m3 or in groups of 16
 //   bf16   rounded to bf16
-//   int8   like int16, of 8 bits
+//   int8   like int16, of 8 bits; amx: as int16, and quantized weights are rounded to 8 bits of each row's largest
 enum class Activation : uint8_t { f32, int16, bf16, int8 };
 
 const char* activation_name(Activation activation);

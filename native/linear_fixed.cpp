@@ -18,17 +18,20 @@ namespace headrace {
 namespace {
 
 constexpr float kTopWeight = 32623.0f;  // leaves room for what rounding steps and bases adds
-constexpr int kBias = 128;              // bases carry it, so that low digits of weights are unsigned bytes
+constexpr float kTopDigit = 127.0f;
+constexpr int kBias = 128;  // bases carry it, so that low digits of weights are unsigned bytes
 
 int16_t to_int16(float value) { return static_cast<int16_t>(std::lrintf(value)); }
 
 class FixedLinear final : public Linear {
  public:
-  FixedLinear(Format format, int64_t out, int64_t in) {
+  FixedLinear(Format format, int64_t out, int64_t in, Activation activation) {
     const FormatTraits& t = traits(format);
     FixedWeights& w = weights_;
     max_q_ = t.max_q;
     w.four_bits = t.max_q - t.min_q < 16;
+    w.one_digit = activation == Activation::int8 || (!w.four_bits && !t.has_offset && t.block == in);
+    w.bytes = w.one_digit && !w.four_bits;
     w.has_offset = t.has_offset;
     w.group = t.group;
     w.min_q = t.min_q;
@@ -38,12 +41,18 @@ class FixedLinear final : public Linear {
     code_bytes_ = kFixedPanel * t.group / (w.four_bits ? 2 : 1);
     w.group_bytes = code_bytes_ + kFixedPanel * 2 * (t.has_offset ? 2 : 1);
     w.panel_bytes = kFixedPanel * sizeof(float) + in / t.group * w.group_bytes;
+    if (w.bytes) w.panel_bytes = kFixedPanel * (sizeof(float) + (in + kFixedBlock - 1) / kFixedBlock * kFixedBlock);
     w.panel_bytes = (w.panel_bytes + 63) / 64 * 64;
 
     out_features = out;
     in_features = in;
-    form = {Isa::amx, Activation::int16, t.group, w.four_bits ? kFixedBytes : kFixedWords};
-    kernel = w.four_bits ? "amx w4a16" : "amx w8a16";
+    form = {Isa::amx, Activation::int16, w.one_digit ? 0 : t.group,
+            w.one_digit   ? kFixedOneDigit
+            : w.four_bits ? kFixedBytes
+                          : kFixedWords};
+    kernel = w.four_bits ? (w.one_digit ? "amx w4a16, one digit" : "amx w4a16")
+                         : (w.one_digit ? "amx w8a16, one digit" : "amx w8a16");
+    if (w.one_digit) column_tile = 2 * kFixedPanel;
     packed_bytes = (out + kFixedPanel - 1) / kFixedPanel * w.panel_bytes;
   }
 
@@ -67,7 +76,11 @@ class FixedLinear final : public Linear {
       for (int64_t lane = 0; lane < std::min(kFixedPanel, out_features - n); ++lane) {
         decode_quants(view.format, view.data + (n + lane) * view.row_bytes, in_features, q.data(), scale.data(),
                       offset.data());
-        pack_column(q.data(), scale, offset, lane, panel);
+        if (weights_.bytes) {
+          pack_digits(q.data(), scale, offset, lane, panel);
+        } else {
+          pack_column(q.data(), scale, offset, lane, panel);
+        }
       }
     }
   }
@@ -76,21 +89,27 @@ class FixedLinear final : public Linear {
   // A step of 1 in units of the weight: 8-bit codes are multiplied by step / 128.
   float levels() const { return weights_.four_bits ? 1.0f : static_cast<float>(128 >> code_shift_); }
 
-  // What the codes of this format can stand for decides the unit, and what steps may be. NaN if one of them is damaged.
-  float unit_of(const std::vector<float>& scale, const std::vector<float>& offset) const {
-    float most = 0;
-    for (size_t g = 0; g < scale.size(); ++g) {
+  // What the codes of this format can stand for decides the unit, and what steps may be; of one digit, what these codes
+  // do: sums of steps and bases that do not occur may wrap around. NaN if one of them is damaged.
+  float unit_of(const int8_t* q, const std::vector<float>& scale, const std::vector<float>& offset) const {
+    float possible = 0, found = 0, step = 0;
+    for (size_t g = 0; g < scale.size(); ++g, q += weights_.group) {
       if (!std::isfinite(scale[g]) || !std::isfinite(offset[g])) return std::numeric_limits<float>::quiet_NaN();
-      most = std::max({most, std::fabs(scale[g] * weights_.min_q + offset[g]), std::fabs(scale[g] * max_q_ + offset[g]),
-                       std::fabs(scale[g]) * levels()});
+      const auto reaches = [&](int code) { return std::fabs(scale[g] * static_cast<float>(code) + offset[g]); };
+      possible = std::max({possible, reaches(weights_.min_q), reaches(max_q_)});
+      step = std::max(step, std::fabs(scale[g]) * levels());
+      const auto [low, high] = std::minmax_element(q, q + weights_.group);
+      found = std::max({found, reaches(*low), reaches(*high)});
     }
-    return most / kTopWeight;
+    const float most = weights_.one_digit ? std::max(found, possible / 8) : possible;  // 8: f32 still holds the bases
+    return std::max(most, step) / kTopWeight;
   }
 
   void pack_column(const int8_t* q, const std::vector<float>& scale, const std::vector<float>& offset, int64_t lane,
                    uint8_t* panel) const {
-    const float unit = unit_of(scale, offset), inverse = unit > 0 ? 1.0f / unit : 0.0f;
-    std::memcpy(panel + lane * sizeof unit, &unit, sizeof unit);
+    const float unit = unit_of(q, scale, offset), inverse = unit > 0 ? 1.0f / unit : 0.0f;
+    const float read = weights_.one_digit ? 256.0f * unit : unit;
+    std::memcpy(panel + lane * sizeof read, &read, sizeof read);
     uint8_t* to = panel + kFixedPanel * sizeof(float);
     const int group = weights_.group;
     for (size_t g = 0; g < scale.size(); ++g, to += weights_.group_bytes, q += group) {
@@ -110,6 +129,29 @@ class FixedLinear final : public Linear {
     }
   }
 
+  // Codes of one scale are digits as they are; others become multiples of 1 / 127 of the largest weight.
+  void pack_digits(const int8_t* q, const std::vector<float>& scale, const std::vector<float>& offset, int64_t lane,
+                   uint8_t* panel) const {
+    const int group = weights_.group;
+    const auto weight = [&](int64_t k) { return scale[k / group] * q[k] + offset[k / group]; };
+    const auto same = [&](size_t g) { return scale[g] == scale[0] && offset[g] == 0.0f; };
+    bool finite = true, exact = true;
+    float most = 0;
+    for (size_t g = 0; g < scale.size(); ++g) {
+      finite = finite && std::isfinite(scale[g]) && std::isfinite(offset[g]);
+      exact = exact && same(g);
+    }
+    for (int64_t k = 0; k < in_features; ++k) most = std::max(most, std::fabs(weight(k)));
+    const float unit = !finite ? std::numeric_limits<float>::quiet_NaN() : exact ? scale[0] : most / kTopDigit;
+    const float inverse = finite && std::isnormal(unit) ? 1.0f / unit : 0.0f;
+    std::memcpy(panel + lane * sizeof unit, &unit, sizeof unit);
+    uint8_t* to = panel + kFixedPanel * sizeof(float) + lane * 4;
+    for (int64_t k = 0; k < in_features; ++k) {
+      const int digit = exact ? q[k] : inverse == 0.0f ? 0 : static_cast<int>(std::lrintf(weight(k) * inverse));
+      to[k / 4 * 64 + k % 4] = static_cast<uint8_t>(digit + 128);
+    }
+  }
+
   FixedWeights weights_{};
   int max_q_ = 0, code_shift_ = 0;  // 8-bit codes are stored shifted: the largest makes full use of a byte
   int64_t code_bytes_ = 0;
@@ -123,14 +165,15 @@ FixedInputs::FixedInputs(const InputForm& form, int64_t num_rows, int64_t featur
       blocks((features + kFixedBlock - 1) / kFixedBlock),
       stretches(Stretches(blocks).count),
       stretch_blocks(Stretches(blocks).blocks),
-      groups(few ? features / form.group : 0),
+      groups(few && form.group > 0 ? features / form.group : 0),
       scales(rows * blocks * kFixedBlock * (few && form.layout == kFixedWords ? 4 : 2)),
       sums(scales + rows * sizeof(float)),
       group_sums(sums + stretches * rows * sizeof(int32_t)),
       bytes(group_sums + groups * rows * sizeof(int32_t)) {}
 
-std::unique_ptr<Linear> make_fixed_linear(Format format, int64_t out_features, int64_t in_features) {
-  return std::make_unique<FixedLinear>(format, out_features, in_features);
+std::unique_ptr<Linear> make_fixed_linear(Format format, int64_t out_features, int64_t in_features,
+                                          Activation activation) {
+  return std::make_unique<FixedLinear>(format, out_features, in_features, activation);
 }
 
 }  // namespace headrace

@@ -9,6 +9,9 @@
 // 4-bit codes stay exact, their steps keep the 11 or 12 bits of the largest of a column; 8-bit codes are rounded to
 // 2^-16 of the column's largest weight.
 //
+// Where one digit of weights will do, half of the products do: 8-bit codes of one scale a row are their own digits;
+// others are rounded to 8 bits of their column's largest for those who ask for int8.
+//
 // Sums are exact over a stretch of at most 576 features; y is the sum of its stretches, in order, in f32:
 //   y = ((sum of W * X) * unit) * scale, added up
 #pragma once
@@ -24,8 +27,10 @@ constexpr float kFixedTop = 32639.0f;  // 127 * 256 + 127: both digits of an inp
 // Weights in panels of 16 columns: [16] units (f32), then for each group
 //   codes, as quads of features: 4 bytes of each column; 4 bits: two quads in one, the second in the high nibbles
 //   [16] steps (int16) | [16] bases + 128 (int16), if the format has offsets
+// or, of `bytes`, digits + 128 instead of groups: tiles of 64 features, [16 quads][16 columns][4].
 struct FixedWeights {
   bool four_bits, has_offset;
+  bool one_digit, bytes;  // of one digit: 4-bit codes are rounded to it as they are read, others are stored as it
   int group;
   int min_q;  // of 4-bit codes, stored as q - min_q
   int64_t out_features, in_features;
@@ -41,10 +46,12 @@ struct Stretches {
   explicit Stretches(int64_t all) : count((all + kMostBlocks - 1) / kMostBlocks), blocks((all + count - 1) / count) {}
 };
 
-// Digits of few rows' inputs: as bytes (4-bit weights) or as words, the features of each quad in the order 0, 2, 1, 3.
-constexpr int32_t kFixedBytes = 0, kFixedWords = 1;
+// Digits of few rows' inputs: as bytes, or as words, the features of each quad in the order 0, 2, 1, 3.
+constexpr int32_t kFixedBytes = 0, kFixedWords = 1, kFixedOneDigit = 2;  // the last, as bytes: weights of one digit
 // Calls of up to so many rows read weights straight from memory; of more, turn them to tiles first. By measurement.
-constexpr int64_t fixed_few_rows(int32_t layout) { return layout == kFixedWords ? 2 : 8; }
+constexpr int64_t fixed_few_rows(int32_t layout) {
+  return layout == kFixedBytes ? 8 : layout == kFixedOneDigit ? 4 : 2;
+}
 
 // Where prepared inputs lie. Few rows: [features / 32][rows, padded][32 high | 32 low digits]. More: of each tile of 16
 // rows [blocks][high | low digits][16][64]. Then scales [rows], sums of X over each stretch [stretches][rows], and for
@@ -62,6 +69,8 @@ void fixed_prepare(const InputForm& form, const float* x, int64_t ldx, int64_t r
 void fixed_run(const FixedWeights& weights, const InputForm& form, const void* prepared, int64_t rows, float* y,
                int64_t ldy, int64_t column_begin, int64_t column_end);
 
-std::unique_ptr<Linear> make_fixed_linear(Format format, int64_t out_features, int64_t in_features);
+// `activation`: int16, or int8 for weights of one digit.
+std::unique_ptr<Linear> make_fixed_linear(Format format, int64_t out_features, int64_t in_features,
+                                          Activation activation);
 
 }  // namespace headrace

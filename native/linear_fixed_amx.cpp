@@ -33,7 +33,7 @@ inline __m512i broadcast_dword(const void* p) {
 // What the kernels of one kind of weight know at compile time.
 template <bool FourBits, int GroupSize, bool HasOffset>
 struct Kind {
-  static constexpr bool kFourBits = FourBits, kOffset = HasOffset;
+  static constexpr bool kFourBits = FourBits, kTiles = false;
   static constexpr int kGroup = GroupSize, kQuads = GroupSize / 4;
   static constexpr int64_t kCodeBytes = kFixedPanel * GroupSize / (FourBits ? 2 : 1);
   static constexpr int64_t kGroupBytes = kCodeBytes + kFixedPanel * 2 * (HasOffset ? 2 : 1);
@@ -291,6 +291,18 @@ struct Weights {
   }
 };
 
+// The high bytes of a quad's features 0 and 2, and 1 and 3, in their order.
+inline __m512i high_bytes(__m512i first, __m512i second) {
+  const __m512i upper = _mm512_set1_epi16(static_cast<int16_t>(0xff00));
+  return _mm512_ternarylogic_epi32(upper, second, _mm512_srli_epi16(first, 8), 0xca);  // upper ? second : first
+}
+
+// Likewise the low ones.
+inline __m512i low_bytes(__m512i first, __m512i second) {
+  const __m512i upper = _mm512_set1_epi16(static_cast<int16_t>(0xff00));
+  return _mm512_ternarylogic_epi32(upper, _mm512_slli_epi16(second, 8), first, 0xca);
+}
+
 template <typename K, int R, int Panels>
 __attribute__((noinline)) void multiply_words(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs,
                                               int64_t m, int64_t rows, float* y, int64_t ldy, int64_t n,
@@ -365,11 +377,113 @@ __attribute__((noinline)) void multiply_words(const FixedWeights& w, const uint8
   }
 }
 
+// ---- few rows of weights of one digit
+// -----------------------------------------------------------------------------------------------
+
+// W + 128 of a group's quads, as bytes.
+template <typename K>
+struct Digits {
+  Weights<K> weights;
+
+  Digits(const uint8_t* group, int min_q) : weights(group, min_q) {
+    weights.bases = _mm512_xor_si512(weights.bases, _mm512_set1_epi16(static_cast<int16_t>(0x8000)));
+  }
+
+  inline __m512i of(const uint8_t* group, int64_t quad) const {
+    __m512i first, second;
+    weights.of(K::codes(group, quad), first, second);
+    return high_bytes(first, second);
+  }
+};
+
+// Stored as they are read, a run of 32 features taken for a group.
+struct Bytes {
+  static constexpr bool kFourBits = false, kTiles = true;
+  static constexpr int kGroup = 32, kQuads = kGroup / 4;
+  static constexpr int64_t kGroupBytes = kFixedPanel * kGroup;
+};
+
+template <>
+struct Digits<Bytes> {
+  Digits(const uint8_t*, int) {}
+  inline __m512i of(const uint8_t* group, int64_t quad) const { return _mm512_load_si512(group + 64 * quad); }
+};
+
+// The sum of W * X over a stretch from that of (W + 128) * X by digits of X, and from that of X: rounded once, since
+// f32 holds what is a multiple of 256 and what is not.
+inline __m512 one_digit_sum(__m512i high, __m512i low, int32_t inputs) {
+  static_assert(Stretches::kMostBlocks * kFixedBlock * 128 * 128 < 1 << 24);
+  low = _mm512_sub_epi32(low, _mm512_set1_epi32(128 * (inputs & 1)));
+  high = _mm512_add_epi32(_mm512_sub_epi32(high, _mm512_set1_epi32(inputs >> 1)), _mm512_srai_epi32(low, 8));
+  low = _mm512_and_si512(low, _mm512_set1_epi32(255));
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(high), _mm512_set1_ps(256.0f), _mm512_cvtepi32_ps(low));
+}
+
 template <typename K, int R, int Panels>
+__attribute__((noinline)) void multiply_digits(const FixedWeights& w, const uint8_t* prepared,
+                                               const FixedInputs& inputs, int64_t m, int64_t rows, float* y,
+                                               int64_t ldy, int64_t n, int64_t column_end) {
+  const auto* scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
+  const auto* sums = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + m;
+  const int64_t groups = w.in_features / K::kGroup;
+  const int64_t step = inputs.stretch_blocks * kFixedBlock / K::kGroup;
+  const uint8_t *panel[Panels], *p[Panels];
+  for (int i = 0; i < Panels; ++i) {
+    panel[i] = w.data + (n / kFixedPanel + i) * w.panel_bytes;
+    p[i] = panel[i] + kFixedPanel * sizeof(float);
+  }
+  for (int64_t first = 0, stretch = 0; first < groups; first += step, ++stretch) {
+    __m512i high[R][Panels], low[R][Panels];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+      for (int i = 0; i < Panels; ++i) high[r][i] = low[r][i] = _mm512_setzero_si512();
+    }
+    for (int64_t g = first; g < smaller(first + step, groups); ++g) {
+      const uint8_t* x = prepared + (g * K::kGroup / 32 * inputs.rows + m) * 64 + g * K::kGroup % 32;
+      for (int i = 0; i < Panels; ++i) {
+        for (int64_t at = 0; at < K::kGroupBytes; at += 64)
+          _mm_prefetch((const char*)p[i] + kPrefetch + at, _MM_HINT_T0);
+      }
+      const Digits<K> digits[2] = {{p[0], w.min_q}, {p[Panels - 1], w.min_q}};
+#pragma GCC unroll 8
+      for (int64_t quad = 0; quad < K::kQuads; ++quad) {
+        __m512i weights[Panels];
+#pragma GCC unroll 2
+        for (int i = 0; i < Panels; ++i) weights[i] = digits[i].of(p[i], quad);
+#pragma GCC unroll 4
+        for (int r = 0; r < R; ++r) {
+          const uint8_t* at = x + r * 64 + quad * kQuad;
+          const __m512i x_high = broadcast_dword(at), x_low = broadcast_dword(at + 32);
+#pragma GCC unroll 2
+          for (int i = 0; i < Panels; ++i) {
+            add_bytes(high[r][i], weights[i], x_high);
+            add_bytes(low[r][i], weights[i], x_low);
+          }
+        }
+      }
+      for (int i = 0; i < Panels; ++i) p[i] += K::kGroupBytes;
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      if (r >= rows) continue;
+#pragma GCC unroll 2
+      for (int i = 0; i < Panels; ++i) {
+        put(y + r * ldy + n + i * kFixedPanel, columns_mask(n + i * kFixedPanel, column_end),
+            one_digit_sum(high[r][i], low[r][i], sums[stretch * inputs.rows + r]), _mm512_loadu_ps(panel[i]), scales[r],
+            stretch > 0);
+      }
+    }
+  }
+}
+
+template <typename K, bool OneDigit, int R, int Panels>
 void multiply_few(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs, int64_t rows, float* y,
                   int64_t ldy, int64_t n, int64_t column_end) {
   for (int64_t m = 0; m < rows; m += R) {  // the second time, weights come from L1
-    if constexpr (K::kFourBits) {
+    if constexpr (OneDigit) {
+      multiply_digits<K, R, Panels>(w, prepared, inputs, m, rows - m, y + m * ldy, ldy, n, column_end);
+    } else if constexpr (K::kFourBits) {
       multiply_codes<K, R, Panels>(w, prepared, inputs, m, rows - m, y + m * ldy, ldy, n, column_end);
     } else {
       multiply_words<K, R, Panels>(w, prepared, inputs, m, rows - m, y + m * ldy, ldy, n, column_end);
@@ -377,20 +491,21 @@ void multiply_few(const FixedWeights& w, const uint8_t* prepared, const FixedInp
   }
 }
 
-template <typename K, int R>
+template <typename K, bool OneDigit, int R>
 void run_few_rows(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs, int64_t rows, float* y,
                   int64_t ldy, int64_t column_begin, int64_t column_end) {
   int64_t n = column_begin;
   for (; n + kFixedPanel < column_end; n += 2 * kFixedPanel)
-    multiply_few<K, R, 2>(w, prepared, inputs, rows, y, ldy, n, column_end);
-  if (n < column_end) multiply_few<K, R, 1>(w, prepared, inputs, rows, y, ldy, n, column_end);
+    multiply_few<K, OneDigit, R, 2>(w, prepared, inputs, rows, y, ldy, n, column_end);
+  if (n < column_end) multiply_few<K, OneDigit, R, 1>(w, prepared, inputs, rows, y, ldy, n, column_end);
 }
 
 // ---- more rows: a stretch of a panel is turned to digits once and multiplied by every tile of rows
 // ----------------------
 
-// Tile registers: 0 to 3 sum the products of digits, high * high, low * high, high * low, low * low (inputs first); 4
-// and 5 hold the weights' high and low digits, 6 and 7 the inputs'.
+// Tile registers: 0 to 3 sum products of digits, inputs first. Of two digits of weights: high * high, low * high,
+// high * low, low * low, 4 and 5 hold the weights' high and low digits. Of one: the same of two panels, which 4 and 5
+// hold. 6 and 7 hold the inputs' high and low digits.
 void configure(int64_t rows) {
   TileConfig config;
   for (int tile = 0; tile < 4; ++tile) config.set(tile, rows, 64);
@@ -399,32 +514,44 @@ void configure(int64_t rows) {
   config.load();
 }
 
+// The sum of W * X over a stretch from those of digits by digits, W + 128 = 256 * high + low, and from that of X.
+inline __m512 two_digit_sum(__m512i high, __m512i middle, __m512i low, int32_t inputs) {
+  const __m512i bytes = _mm512_set1_epi32(255), words = _mm512_set1_epi32(65535);
+  // As 65536 * top + rest, of which f32 holds both: |top| < 2^24, rest < 2^16.
+  static_assert(Stretches::kMostBlocks * kFixedBlock * 128 * 128 < 1 << 24);
+  __m512i rest = _mm512_slli_epi32(_mm512_and_si512(middle, bytes), 8);
+  rest = _mm512_sub_epi32(_mm512_add_epi32(rest, low), _mm512_set1_epi32(128 * (inputs & 511)));
+  __m512i top = _mm512_add_epi32(high, _mm512_srai_epi32(middle, 8));
+  top = _mm512_sub_epi32(top, _mm512_set1_epi32(inputs >> 9));
+  top = _mm512_add_epi32(top, _mm512_srai_epi32(rest, 16));
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(top), _mm512_set1_ps(65536.0f),
+                         _mm512_cvtepi32_ps(_mm512_and_si512(rest, words)));
+}
+
 // Sums of a row tile on their way to y: a row at a time, between the products of the next.
+template <bool OneDigit>
 struct Results {
   alignas(64) int32_t sums[4][kTileRows * kFixedPanel];
-  const float *units = nullptr, *scales = nullptr;
+  const float *units[2] = {}, *scales = nullptr;  // of panels, of rows
   const int32_t* inputs = nullptr;
   float* y = nullptr;
   int64_t ldy = 0, rows = 0, next = 0;
-  __mmask16 mask = 0;
+  __mmask16 masks[2] = {};
   bool add = false;
 
   inline void write_row() {
     if (next >= rows) return;
     const int64_t r = next++;
     const auto load = [&](int i) { return _mm512_load_si512(sums[i] + r * kFixedPanel); };
-    const __m512i middle = _mm512_add_epi32(load(1), load(2));
-    const __m512i bytes = _mm512_set1_epi32(255), words = _mm512_set1_epi32(65535);
-    // The sum as 65536 * top + rest, of which f32 holds both: |top| < 2^24, rest < 2^16.
-    static_assert(Stretches::kMostBlocks * kFixedBlock * 128 * 128 < 1 << 24);
-    __m512i rest = _mm512_slli_epi32(_mm512_and_si512(middle, bytes), 8);
-    rest = _mm512_sub_epi32(_mm512_add_epi32(rest, load(3)), _mm512_set1_epi32(128 * (inputs[r] & 511)));
-    __m512i top = _mm512_add_epi32(load(0), _mm512_srai_epi32(middle, 8));
-    top = _mm512_sub_epi32(top, _mm512_set1_epi32(inputs[r] >> 9));
-    top = _mm512_add_epi32(top, _mm512_srai_epi32(rest, 16));
-    const __m512 sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(top), _mm512_set1_ps(65536.0f),
-                                       _mm512_cvtepi32_ps(_mm512_and_si512(rest, words)));
-    put(y + r * ldy, mask, sum, _mm512_loadu_ps(units), scales[r], add);
+    float* to = y + r * ldy;
+    if constexpr (OneDigit) {
+      put(to, masks[0], one_digit_sum(load(0), load(1), inputs[r]), _mm512_loadu_ps(units[0]), scales[r], add);
+      put(to + kFixedPanel, masks[1], one_digit_sum(load(2), load(3), inputs[r]), _mm512_loadu_ps(units[1]), scales[r],
+          add);
+    } else {
+      const __m512 sum = two_digit_sum(load(0), _mm512_add_epi32(load(1), load(2)), load(3), inputs[r]);
+      put(to, masks[0], sum, _mm512_loadu_ps(units[0]), scales[r], add);
+    }
   }
 
   void finish() {
@@ -432,25 +559,34 @@ struct Results {
   }
 };
 
-// Digits of groups [begin, end) of a panel to tiles of 64 features, the high ones first: W + 128 = 256 * high + low,
-// high a signed byte, low an unsigned one.
-template <typename K>
+// Weights as tiles of 64 features: of two digits the high ones, then the low ones; of one digit those of two panels.
+struct WeightTiles {
+  const uint8_t *first, *second;
+  int64_t step;  // bytes from one to the next
+};
+
+// Groups [begin, end) of a panel as tiles.
+template <typename K, bool OneDigit>
 void decode(const FixedWeights& w, int64_t panel, int64_t begin, int64_t end, uint8_t* to) {
+  constexpr int64_t kStep = (OneDigit ? 1 : 2) * kTileBytes;
   const uint8_t* from = w.data + panel * w.panel_bytes + kFixedPanel * sizeof(float) + begin * K::kGroupBytes;
-  const __m512i upper = _mm512_set1_epi16(static_cast<int16_t>(0xff00));
   for (int64_t k = 0; k < (end - begin) * K::kGroup; k += K::kGroup, from += K::kGroupBytes) {
-    uint8_t* tile = to + k / kFixedBlock * 2 * kTileBytes + k % kFixedBlock * 16;
+    uint8_t* tile = to + k / kFixedBlock * kStep + k % kFixedBlock * 16;
     for (int64_t at = 0; at < K::kGroupBytes; at += 64)
       _mm_prefetch((const char*)from + kFarPrefetch + at, _MM_HINT_T0);
-    const Weights<K> weights(from, w.min_q);
+    if constexpr (OneDigit) {
+      const Digits<K> digits(from, w.min_q);
 #pragma GCC unroll 8
-    for (int64_t quad = 0; quad < K::kQuads; ++quad) {
-      __m512i first, second;
-      weights.of(K::codes(from, quad), first, second);
-      // upper ? second : first
-      _mm512_store_si512(tile + quad * 64, _mm512_ternarylogic_epi32(upper, second, _mm512_srli_epi16(first, 8), 0xca));
-      _mm512_store_si512(tile + kTileBytes + quad * 64,
-                         _mm512_ternarylogic_epi32(upper, _mm512_slli_epi16(second, 8), first, 0xca));
+      for (int64_t quad = 0; quad < K::kQuads; ++quad) _mm512_store_si512(tile + quad * 64, digits.of(from, quad));
+    } else {
+      const Weights<K> weights(from, w.min_q);
+#pragma GCC unroll 8
+      for (int64_t quad = 0; quad < K::kQuads; ++quad) {
+        __m512i first, second;
+        weights.of(K::codes(from, quad), first, second);
+        _mm512_store_si512(tile + quad * 64, high_bytes(first, second));
+        _mm512_store_si512(tile + kTileBytes + quad * 64, low_bytes(first, second));
+      }
     }
   }
 }
@@ -459,25 +595,30 @@ void decode(const FixedWeights& w, int64_t panel, int64_t begin, int64_t end, ui
 inline void prefetch_to_write(const void* p) { asm volatile("prefetchw %0" ::"m"(*static_cast<const char*>(p))); }
 
 // Chains of one row tile: 64 features of inputs by weights at a time. `to`: where in y their sums will go, rows of ldy.
-inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, const uint8_t* weights, int64_t blocks,
+template <bool OneDigit>
+inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, WeightTiles weights, int64_t blocks,
                                                            const float* to, int64_t ldy, int64_t rows,
-                                                           Results& results) {
+                                                           Results<OneDigit>& results) {
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
-  for (int64_t i = 0; i < blocks; ++i, x += 2 * kTileBytes, weights += 2 * kTileBytes) {
-    tile_load<4>(weights, 64);
+  for (int64_t i = 0; i < blocks; ++i, x += 2 * kTileBytes) {
+    tile_load<4>(weights.first + i * weights.step, 64);
     tile_load<6>(x, 64);
-    tile_multiply_bytes<0, 6, 4>();
+    OneDigit ? tile_multiply_unsigned<0, 6, 4>() : tile_multiply_bytes<0, 6, 4>();
     tile_load<7>(x + kTileBytes, 64);
-    tile_multiply_bytes<1, 7, 4>();
-    tile_load<5>(weights + kTileBytes, 64);
+    OneDigit ? tile_multiply_unsigned<1, 7, 4>() : tile_multiply_bytes<1, 7, 4>();
+    tile_load<5>(weights.second + i * weights.step, 64);
     tile_multiply_unsigned<2, 6, 5>();
     tile_multiply_unsigned<3, 7, 5>();
     if (2 * i < rows) {
       prefetch_to_write(to);
       prefetch_to_write(to + ldy);
+      if constexpr (OneDigit) {
+        prefetch_to_write(to + kFixedPanel);
+        prefetch_to_write(to + ldy + kFixedPanel);
+      }
       to += 2 * ldy;
     }
     results.write_row();
@@ -486,25 +627,44 @@ inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, con
   results.finish();
 }
 
-template <typename K>
+// The tiles of blocks [first, first + count) of the panels from `panel` on: where weights are stored as such, there.
+template <typename K, bool OneDigit>
+WeightTiles weight_tiles(const FixedWeights& w, int64_t panel, int64_t second, int64_t first, int64_t count,
+                         uint8_t* decoded) {
+  if constexpr (K::kTiles) {
+    const uint8_t* at = w.data + kFixedPanel * sizeof(float) + first * kTileBytes;
+    return {at + panel * w.panel_bytes, at + second * w.panel_bytes, kTileBytes};
+  } else {
+    constexpr int64_t kGroups = kFixedBlock / K::kGroup;
+    const int64_t begin = first * kGroups, end = smaller((first + count) * kGroups, w.in_features / K::kGroup);
+    decode<K, OneDigit>(w, panel, begin, end, decoded);
+    if constexpr (!OneDigit) return {decoded, decoded + kTileBytes, 2 * kTileBytes};
+    uint8_t* behind = decoded + Stretches::kMostBlocks * kTileBytes;
+    decode<K, OneDigit>(w, second, begin, end, behind);
+    return {decoded, behind, kTileBytes};
+  }
+}
+
+template <typename K, bool OneDigit>
 __attribute__((noinline)) void run_many_rows(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs,
                                              int64_t rows, float* y, int64_t ldy, int64_t column_begin,
                                              int64_t column_end) {
-  constexpr int64_t kGroups = kFixedBlock / K::kGroup;
+  constexpr int64_t kColumns = (OneDigit ? 2 : 1) * kFixedPanel;
   const int64_t fitting = kInputBytes / (inputs.blocks * 2 * kTileBytes) * kTileRows;
   const int64_t chunk = fitting < kTileRows ? kTileRows : fitting;
-  alignas(64) uint8_t weights[Stretches::kMostBlocks * 2 * kTileBytes];
+  alignas(64) uint8_t decoded[Stretches::kMostBlocks * 2 * kTileBytes];
   // The last block may end early: what lies behind meets inputs of zero.
-  if (w.in_features % kFixedBlock != 0) __builtin_memset(weights, 0, sizeof weights);
-  Results results;
+  if (w.in_features % kFixedBlock != 0) __builtin_memset(decoded, 0, sizeof decoded);
+  Results<OneDigit> results;
   configure(smaller(rows, kTileRows));
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t chunk_end = smaller(begin + chunk, rows);
-    for (int64_t n = column_begin; n < column_end; n += kFixedPanel) {
-      const int64_t panel = n / kFixedPanel;
+    for (int64_t n = column_begin; n < column_end; n += kColumns) {
+      const bool pair = OneDigit && n + kFixedPanel < column_end;
+      const int64_t panel = n / kFixedPanel, second = pair ? panel + 1 : panel;
       for (int64_t stretch = 0, first = 0; first < inputs.blocks; ++stretch, first += inputs.stretch_blocks) {
         const int64_t count = smaller(inputs.stretch_blocks, inputs.blocks - first);
-        decode<K>(w, panel, first * kGroups, smaller((first + count) * kGroups, w.in_features / K::kGroup), weights);
+        const WeightTiles weights = weight_tiles<K, OneDigit>(w, panel, second, first, count, decoded);
         for (int64_t m = begin; m < chunk_end; m += kTileRows) {
           float* to = y + m * ldy + n;
           const int64_t tile_rows = smaller(kTileRows, rows - m);
@@ -514,14 +674,16 @@ __attribute__((noinline)) void run_many_rows(const FixedWeights& w, const uint8_
           tile_store<1>(results.sums[1], 64);
           tile_store<2>(results.sums[2], 64);
           tile_store<3>(results.sums[3], 64);
-          results.units = reinterpret_cast<const float*>(w.data + panel * w.panel_bytes);
+          results.units[0] = reinterpret_cast<const float*>(w.data + panel * w.panel_bytes);
+          results.units[1] = reinterpret_cast<const float*>(w.data + second * w.panel_bytes);
           results.scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
           results.inputs = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + stretch * inputs.rows + m;
           results.y = to;
           results.ldy = ldy;
           results.rows = tile_rows;
           results.next = 0;
-          results.mask = columns_mask(n, column_end);
+          results.masks[0] = columns_mask(n, column_end);
+          results.masks[1] = pair ? columns_mask(n + kFixedPanel, column_end) : __mmask16{0};
           results.add = stretch > 0;
         }
       }
@@ -556,13 +718,20 @@ void fixed_run(const FixedWeights& w, const InputForm& form, const void* prepare
                int64_t column_begin, int64_t column_end) {
   const FixedInputs inputs(form, rows, w.in_features);
   const auto* bytes = static_cast<const uint8_t*>(prepared);
-  const auto run = [&]<typename K>(K) {
-    const auto kernel = !inputs.few        ? run_many_rows<K>
-                        : inputs.rows == 1 ? run_few_rows<K, 1>
-                        : inputs.rows == 2 ? run_few_rows<K, 2>
-                                           : run_few_rows < K,
-               K::kFourBits ? 4 : 2 > ;
+  const auto run_as = [&]<typename K, bool OneDigit>() {
+    constexpr int kRows = OneDigit || K::kFourBits ? 4 : 2;
+    const auto kernel = !inputs.few        ? run_many_rows<K, OneDigit>
+                        : inputs.rows == 1 ? run_few_rows<K, OneDigit, 1>
+                        : inputs.rows == 2 ? run_few_rows<K, OneDigit, 2>
+                                           : run_few_rows<K, OneDigit, kRows>;
     kernel(w, bytes, inputs, rows, y, ldy, column_begin, column_end);
+  };
+  if (w.bytes) return run_as.template operator()<Bytes, true>();
+  const auto run = [&]<typename K>(K) {
+    if constexpr (K::kFourBits) {
+      if (w.one_digit) return run_as.template operator()<K, true>();
+    }
+    run_as.template operator()<K, false>();
   };
   if (w.four_bits) {
     if (w.group == 32) return w.has_offset ? run(Kind<true, 32, true>()) : run(Kind<true, 32, false>());

@@ -93,7 +93,7 @@ def _measurement(shape: Shape, rows: int, timings: Sequence[dict[str, float]], l
         name=f"{shape.label}, {rows} row{'s' if rows > 1 else ''}",
         unit="us",
         samples=samples,
-        limit=1e6 * limits.matrix_seconds(shape.tensor.format.name, flops, stored, max(BEYOND_L2, stored)),
+        limit=1e6 * limits.matrix_seconds(shape.tensor.format.name, features, flops, stored, max(BEYOND_L2, stored)),
         lower_is_better=True,
         details={
             "kernel": timings[0]["kernel"],

@@ -45,9 +45,9 @@ class Limits:
     def vocab_size(self) -> int:
         return self.graph.node(self.graph.output).features
 
-    def arithmetic(self, format_name: str) -> str:
+    def arithmetic(self, format_name: str, in_features: int) -> str:
         """In what the kernels multiply a matrix of that format."""
-        return kernel_arithmetic(self.machine.isa, self.activation, kind=kernel_kind(format_name))
+        return kernel_arithmetic(self.machine.isa, self.activation, kind=kernel_kind(format_name, in_features))
 
     def step_seconds(self, work: Workload) -> float:
         """Of one step."""
@@ -74,9 +74,11 @@ class Limits:
         costs = self.op_costs(work)
         return {op: max(least, costs[op].activation_bytes / nearest) for op, least in seconds.items()}
 
-    def matrix_seconds(self, format_name: str, flops: float, num_bytes: float, working_set: float) -> float:
+    def matrix_seconds(
+        self, format_name: str, in_features: int, flops: float, num_bytes: float, working_set: float
+    ) -> float:
         """Of one product with a matrix of so many bytes, read from a working set of that size."""
-        rate = self.machine.rate(self.arithmetic(format_name))
+        rate = self.machine.rate(self.arithmetic(format_name, in_features))
         return max(num_bytes / self.machine.bandwidth(working_set), flops / rate) / self.machine.cpu_share
 
     def roofs(self) -> Roofs:

@@ -150,11 +150,14 @@ def stored_formats(graph: Graph, weights: Weights, kv_format: str = "bf16") -> F
     )
 
 
-def kernel_kind(format_name: str) -> str:
+def kernel_kind(format_name: str, in_features: int) -> str:
     """Which kernels multiply a matrix of that format, where there are several: those of "blocks" (GGUF's), of
-    "row_blocks", or of "plain" numbers, which also take what integer kernels do not."""
+    "row_blocks", of "byte_rows", signed bytes of one scale a row, or of "plain" numbers, which also take what integer
+    kernels do not."""
     layout = row_blocks(format_name)
     if layout is not None:
+        if layout.element == "int8" and layout.group_size == in_features and in_features % 32 == 0:
+            return "byte_rows"
         return "row_blocks" if layout.element != "fp8" and layout.group_size % 32 == 0 else "plain"
     return "blocks" if format_named(format_name).block_size > 1 else "plain"
 
@@ -163,7 +166,8 @@ def main_kernel_kind(graph: Graph, weights: Weights) -> str:
     """`kernel_kind` of most bytes of the matrices that linears read."""
     num_bytes: Counter[str] = Counter()
     for name in graph.linear_matrices:
-        num_bytes[kernel_kind(weights[name].format.name)] += weights[name].num_bytes
+        tensor = weights[name]
+        num_bytes[kernel_kind(tensor.format.name, tensor.shape[1])] += tensor.num_bytes
     return num_bytes.most_common(1)[0][0]
 
 

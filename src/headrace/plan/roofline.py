@@ -111,14 +111,14 @@ def kernel_arithmetic(isa: str, activation: str = "auto", *, kind: str = "blocks
     """What one multiply-add of a linear takes with that instruction set, precision of activations and kind of weight
     (`headrace.llm.loader.kernel_kind`), as `Machine.rate` reads it."""
     activation = _native.choose_activation(activation, isa)
-    if isa == "amx" and kind == "row_blocks" and activation != "int16":  # other kernels of AMX do not take them
-        isa = "avx512_vnni"
+    if isa == "amx" and kind in ("row_blocks", "byte_rows") and activation not in ("int16", "int8"):
+        isa = "avx512_vnni"  # AMX's other kernels do not take them
     quantized = kind != "plain"
     if quantized and isa == "avx2" and activation in ("int16", "int8"):
         return activation
     if quantized and isa in ("avx512_vnni", "amx") and activation in ("int16", "int8"):
-        if isa == "amx" and activation == "int16":
-            return "int8x4"  # weights are 16 bits, too
+        if isa == "amx":  # inputs are 16 bits, and weights, too, but for what is 8 and those who ask for 8
+            return "int8x4" if activation == "int16" and kind != "byte_rows" else "int8x2"
         return {"int16": "int8x2", "int8": "int8"}[activation]  # 16 bits are two products of 8
     if isa == "amx":
         return "bf16" if activation == "bf16" else "bf16x2"  # an f32 activation is two bf16 halves

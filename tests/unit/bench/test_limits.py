@@ -51,9 +51,10 @@ def test_a_batch_takes_its_steps():
 
 
 def test_the_arithmetic_is_that_of_the_quantized_matrices():
-    assert limits().arithmetic("q4_1") == "int8x2"
-    assert limits().arithmetic("int4_g128_bf16") == "int8x2"
-    assert limits().arithmetic("fp8_g64_f32") == limits().arithmetic("nvfp4") == limits().arithmetic("bf16") == "f32"
+    assert limits().arithmetic("q4_1", 256) == "int8x2"
+    assert limits().arithmetic("int4_g128_bf16", 256) == "int8x2"
+    for name in ("fp8_g64_f32", "nvfp4", "bf16"):
+        assert limits().arithmetic(name, 256) == "f32"
     work, slow = Workload.prefill(8), {"read": 1e18, "rate": 1e9}
     quantized = limits(**slow).step_seconds(work)
     assert limits(main_kind="plain", **slow).step_seconds(work) == pytest.approx(quantized), "2 products at twice"
@@ -70,9 +71,9 @@ def test_kinds_of_op_add_up_and_elementwise_ones_cost_their_activations():
 
 
 def test_a_matrix_takes_the_longer_of_reading_and_multiplying():
-    assert limits().matrix_seconds("q4_1", 1.0, 1e9, 1e6) == pytest.approx(1.0)
-    assert limits(rate=1e9).matrix_seconds("q4_1", 4e9, 1.0, 1e6) == pytest.approx(4.0)
-    assert limits(rate=1e9).matrix_seconds("f32", 4e9, 1.0, 1e6) == pytest.approx(4.0)
+    assert limits().matrix_seconds("q4_1", 64, 1.0, 1e9, 1e6) == pytest.approx(1.0)
+    assert limits(rate=1e9).matrix_seconds("q4_1", 64, 4e9, 1.0, 1e6) == pytest.approx(4.0)
+    assert limits(rate=1e9).matrix_seconds("f32", 64, 4e9, 1.0, 1e6) == pytest.approx(4.0)
 
 
 def test_roofs_are_the_measured_ones():

@@ -120,20 +120,24 @@ def fixed_point_error(name: str, isa: str, activation: str, x: np.ndarray, weigh
     """What inputs in fixed point may add: half a unit of each group's largest magnitude, for every weight."""
     if name in READ_AS_F32 or activation not in LEVELS:
         return 0.0
-    if isa == "amx" and activation == "int16":
-        return fixed_weights_error(name, x, weight)
+    if isa == "amx":
+        return fixed_weights_error(name, activation, x, weight)
     group = 16 if name in ("q2_k", "q3_k", "q6_k") else 32
     largest = np.abs(x).reshape(len(x), -1, group).max(axis=2)
     unit: np.ndarray = largest @ np.abs(weight).reshape(len(weight), -1, group).sum(axis=2).T / LEVELS[activation]
     return 0.51 * unit
 
 
-def fixed_weights_error(name: str, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+def fixed_weights_error(name: str, activation: str, x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Where weights are fixed point, too: half a unit of each row of inputs for every weight, and for every input units
     of the largest weight of a column that codes could stand for, at most twice the largest that occurs: up to 8.5 where
-    the steps of 4-bit codes are rounded, 1.5 where 8-bit codes are."""
+    the steps of 4-bit codes are rounded, 1.5 where 8-bit codes are; of 256 such units half a one for int8. Codes of 8
+    bits and one scale a row are exact."""
     inputs = np.abs(x).max(axis=1, keepdims=True) / LEVELS["int16"] * np.abs(weight).sum(axis=1)
+    if name == "int8_g768_bf16":
+        return np.asarray(0.51 * inputs)
     units = 8.5 if name in ("q4_0", "q4_1", "q4_k", "q2_k", "q3_k") or "int4" in name else 1.5
+    units += 128 if activation == "int8" else 0
     weights = np.abs(x).sum(axis=1, keepdims=True) * 2 * np.abs(weight).max(axis=1) / 32623
     total: np.ndarray = 0.51 * inputs + units * weights
     return total
@@ -158,7 +162,8 @@ def test_bits_depend_on_neither_batch_nor_columns(name: str, isa: str, activatio
     for rows in (1, 2, 3, 5, 8, 9, 16, 31, 69):  # the last rows, so that positions in a tile differ too
         part = _native.linear_test(name, raw, x[most - rows :], isa, activation)
         np.testing.assert_array_equal(bits(part), whole[most - rows :], err_msg=str(rows))
-    for begin, end in [(0, 16), (16, 64), (48, 72), (64, 72)]:
+    ranges = [(0, 32), (32, 72), (64, 72)] if isa == "amx" else [(0, 16), (16, 64), (48, 72), (64, 72)]
+    for begin, end in ranges:
         for rows in (1, most):
             part = _native.linear_test(name, raw, x[:rows], isa, activation, begin, end)
             np.testing.assert_array_equal(bits(part[:, begin:end]), whole[:rows, begin:end])
@@ -220,9 +225,9 @@ def test_extreme_codes_and_inputs_overflow_nowhere(name: str, isa: str, activati
         x[2::3, ::2] *= -1
         for rows in (1, 4, 9):
             y = _native.linear_test(name, raw, x[:rows], isa, activation)
-            # where 8-bit codes are rounded, they are to 2^-16 of the largest there could be
-            fixed = isa == "amx" and activation == "int16"
-            rounding = 1.5 * max(128 * 0.01, 2 * np.abs(weight).max()) / 32623 * features if fixed else 0.0
+            # where codes are rounded, they are to 2^-16 or 2^-8 of the largest there could be
+            units = {"int16": 1.5, "int8": 129.5}[activation] if isa == "amx" else 0.0
+            rounding = units * max(128 * 0.01, 2 * np.abs(weight).max()) / 32623 * features
             np.testing.assert_allclose(y, x[:rows] @ weight.T, rtol=1e-5, atol=1e-3 + rounding)
 
 

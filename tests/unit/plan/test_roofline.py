@@ -88,7 +88,11 @@ def test_an_arithmetic_that_the_machine_lacks_is_refused():
         ("amx", "int16", "blocks", "int8x4"),
         ("amx", "int16", "plain", "bf16x2"),
         ("amx", "int16", "row_blocks", "int8x4"),
-        ("amx", "int8", "row_blocks", "int8"),
+        ("amx", "int8", "blocks", "int8x2"),
+        ("amx", "int8", "row_blocks", "int8x2"),
+        ("amx", "auto", "byte_rows", "int8x2"),
+        ("amx", "bf16", "byte_rows", "f32"),
+        ("avx512_vnni", "int8", "byte_rows", "int8"),
         ("amx", "f32", "row_blocks", "f32"),
     ],
 )
