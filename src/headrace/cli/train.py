@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from headrace.cli.options import add_text_arguments, positive, text_arguments
+from headrace.cli.status import status
 
 HELP = "train a model: qat, quantization-aware"
 
@@ -65,10 +66,12 @@ def run(args: argparse.Namespace) -> int:
 
     def report(step: int, figures: dict[str, float]) -> None:
         line = f"step {step + 1}/{args.steps}  loss {figures['loss']:.4f}  {figures['seconds']:.1f} s"
+        status()
         print(line, file=sys.stderr, flush=True)
 
     judging = Judging(**text_arguments(args))
-    result = train_qat(args.model, args.output, config, judging, device=args.device, report=report)
+    result = train_qat(args.model, args.output, config, judging, device=args.device, report=report, progress=status)
+    status()
     print(f"{'':20}{'mean KL':>10}{'p99 KL':>10}{'same top 1':>12}{'perplexity':>12}")
     for title, found in (("rounded to nearest", result.nearest), ("trained", result.trained)):
         top1 = f"{100 * found.top1_agreement:.2f} %"

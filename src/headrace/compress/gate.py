@@ -12,10 +12,12 @@ import numpy.typing as npt
 from headrace.align.divergence import Divergence, TokenDivergence, divergence_of_rows, joined, summarize
 from headrace.align.forced import forced_values
 from headrace.align.native_scoring import scoring_executor
+from headrace.base.settings import from_environment
 from headrace.compress.kept_logits import KeptLogits
 from headrace.engine.executor import Executor
 from headrace.engine.sampling import SamplingParams
 from headrace.engine.step import Float32, SampleRow, Step
+from headrace.executors.native_isa import available_isa
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.numerics.tensor import RawTensor
@@ -118,7 +120,8 @@ class Evaluator:
         """Teacher-force the other weights on the texts, or some of them, and hold each step against the source's.
 
         Args:
-            activation: of the other weights' linears; the source's read f32.
+            activation: of the other weights' linears; the source's read f32. ``int8`` means inputs of 8 bits, which AMX
+                gives way to weights of 8: without AMX then, unless HEADRACE_ISA asks for it.
 
         Raises StorageError if the first comparison finds no room for the source's logits.
         """
@@ -127,7 +130,9 @@ class Evaluator:
         count = len(self._texts)
         chosen = np.linspace(0, count - 1, min(num_texts or count, count)).astype(int)
         found = []
-        with closing(scoring_executor(self._graph, weights, len(self._texts[0]), activation=activation)) as executor:
+        isa = _reading_bytes() if activation == "int8" else None
+        length = len(self._texts[0])
+        with closing(scoring_executor(self._graph, weights, length, activation=activation, isa=isa)) as executor:
             for i in chosen.tolist():
                 text = self._texts[i]
                 place, parts = i * (len(text) - 1), []
@@ -152,6 +157,12 @@ class Evaluator:
         """Logits at the positions that have a next token, some at a time."""
         output = self._graph.output
         return (values[output] for values in forced_values(executor, text[:-1], (output,)))
+
+
+def _reading_bytes() -> str | None:
+    """The instruction set whose kernels read inputs of 8 bits; None: what the environment names, or the best here."""
+    best = available_isa(None)
+    return "avx512_vnni" if best == "amx" and from_environment().isa is None else None
 
 
 def decode_speed(

@@ -31,8 +31,9 @@ class LLMConfig:
             memory; ``fp8`` (e4m3), as much and less exact; or ``int4``, a third of the memory and a visible loss. What
             each does to the outcome: docs/quantization.md.
         activation: precision in which linear layers read their input (native executor): ``f32``; ``int16`` or ``int8``,
-            fixed point of the largest magnitude in each group of a quantized weight (int16 with AMX: in each row, and
-            the weights in 16 bits as well); ``bf16``; or ``auto``, the fastest on this machine of f32 and int16.
+            fixed point of the largest magnitude in each group of a quantized weight; ``bf16``; or ``auto``, the
+            fastest on this machine of f32 and int16. With AMX both fixed points read inputs in 16 bits of each row's
+            largest, and quantized weights in 16 (int16) or 8 (int8) of each of their rows' largest.
         executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
         num_threads: threads of the native executor; None: HEADRACE_THREADS, or the cores this process may use.
         isa: instruction set of the native executor; None: HEADRACE_ISA, or the best of this machine.

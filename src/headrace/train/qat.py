@@ -88,10 +88,11 @@ def train_qat(
     *,
     device: str = "cpu",
     report: Callable[[int, dict[str, float]], None],
+    progress: Callable[[str], None] | None = None,
 ) -> QatResult:
     """Train a model to bear its quantization, and write it packed.
 
-    Checkpoints are kept beside `target` until it is whole: the same call goes on where a stopped one was.
+    `report` is told of each step, `progress` what is done before and after them. Checkpoints are kept beside `target` until it is whole: the same call goes on where a stopped one was.
 
     Raises as `train` and `write_folder` do.
     """
@@ -109,14 +110,18 @@ def train_qat(
             f"What GPTQ rounds to {config.recipe.format} is not rounded to itself again.", "Start from awq or weights."
         )
     work = target.parent / f".{target.name}.qat"
+    say = progress or (lambda _: None)
+    say(f"{config.sequences} sequences of {config.length} tokens")
     sequences = _data(source, config, work)
-    start = _start(source, config, schemes, judging, work)
+    start = _start(source, config, schemes, judging, work, say)
+    say("training")
     model = GraphModel(source.graph, start, schemes, device=device, checkpointed=config.checkpointed)
     teacher = None
     if config.training.loss == "distill":
         teacher = GraphModel(source.graph, source.weights, {}, device=device).requires_grad_(False)
     batches = sequences.batches(config.training.batch_size, config.seed)
     train(model, teacher, batches, config.training, work, report=report)
+    say("what it does to held-out text")
     evaluator = make_evaluator(source, judging)
     trained = packed(model.weights(), schemes)
     result = QatResult(
@@ -141,15 +146,21 @@ def _symmetric(schemes: Mapping[str, Scheme]) -> bool:
 
 
 def _start(
-    source: Source, config: QatConfig, schemes: Mapping[str, Scheme], judging: Judging, work: Path
+    source: Source,
+    config: QatConfig,
+    schemes: Mapping[str, Scheme],
+    judging: Judging,
+    work: Path,
+    say: Callable[[str], None],
 ) -> Mapping[str, RawTensor]:
     """The masters' first values."""
     if config.start == "weights" or (work / "checkpoint.pt").exists():
         return source.weights
+    say("text to calibrate on")
     ids = windows(source, judging, "calibration")
     symmetric = _symmetric(schemes)
     recipe = replace(config.recipe, method=config.start if symmetric else "awq")
-    quantized = quantize_weights(source.graph, source.weights, recipe, ids, anchored=symmetric)
+    quantized = quantize_weights(source.graph, source.weights, recipe, ids, anchored=symmetric, progress=say)
     if recipe.fits:
         return quantized.weights
     weights = dict(source.weights)

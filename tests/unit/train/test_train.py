@@ -184,9 +184,15 @@ def test_the_whole_of_it_is_served_and_refits_a_running_model(tmp_path):
         sequences=32, length=32,
     )  # fmt: skip
     judging = Judging(length=32, calibration_texts=4, held_out_texts=4)
-    seen = []
-    result = train_qat(path, tmp_path / "out", config, judging, report=lambda step, figures: seen.append(step))
+    seen, told = [], []
+    result = train_qat(
+        path, tmp_path / "out", config, judging, report=lambda step, _: seen.append(step), progress=told.append
+    )
     assert seen == list(range(20))
+    matrices = list(config.recipe.schemes(open_source(path).graph))
+    assert told == [
+        "32 sequences of 32 tokens", "text to calibrate on", *matrices, "training", "what it does to held-out text",
+    ]  # fmt: skip
     assert result.trained.kl_mean < result.nearest.kl_mean
     assert not (tmp_path / ".out.qat").exists()
     assert (tmp_path / "out/curve.svg").read_text().startswith("<svg")
