@@ -7,7 +7,8 @@ group, so loud channels leave the quiet ones few codes. The embedded model is to
 given some: four channels of every norm are made 60 times as large, and what reads them 60 times as small. In f32 that
 is the same function. To 8-bit activations it is not, until SmoothQuant moves the loudness into the weights.
 
-The smooth model is then served as W8A8, with each number format of the KV cache in turn.
+The smooth model is then served as W8A8, with each number format of the KV cache in turn. (With AMX, inputs keep 16 bits
+when it is served; what it is judged by is 8 everywhere.)
 """
 
 import tempfile

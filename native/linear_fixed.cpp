@@ -30,7 +30,8 @@ class FixedLinear final : public Linear {
     FixedWeights& w = weights_;
     max_q_ = t.max_q;
     w.four_bits = t.max_q - t.min_q < 16;
-    w.one_digit = activation == Activation::int8 || (!w.four_bits && !t.has_offset && t.block == in);
+    const bool one_scale = t.block == in && (is_row_blocks(format) || t.block == t.group);
+    w.one_digit = activation == Activation::int8 || (one_scale && !w.four_bits && !t.has_offset);
     w.bytes = w.one_digit && !w.four_bits;
     w.has_offset = t.has_offset;
     w.group = t.group;
@@ -92,16 +93,14 @@ class FixedLinear final : public Linear {
   // What the codes of this format can stand for decides the unit, and what steps may be; of one digit, what these codes
   // do: sums of steps and bases that do not occur may wrap around. NaN if one of them is damaged.
   float unit_of(const int8_t* q, const std::vector<float>& scale, const std::vector<float>& offset) const {
-    float possible = 0, found = 0, step = 0;
-    for (size_t g = 0; g < scale.size(); ++g, q += weights_.group) {
+    float most = 0, step = 0;
+    for (size_t g = 0; g < scale.size(); ++g) {
       if (!std::isfinite(scale[g]) || !std::isfinite(offset[g])) return std::numeric_limits<float>::quiet_NaN();
-      const auto reaches = [&](int code) { return std::fabs(scale[g] * static_cast<float>(code) + offset[g]); };
-      possible = std::max({possible, reaches(weights_.min_q), reaches(max_q_)});
+      most =
+          std::max({most, std::fabs(scale[g] * weights_.min_q + offset[g]), std::fabs(scale[g] * max_q_ + offset[g])});
       step = std::max(step, std::fabs(scale[g]) * levels());
-      const auto [low, high] = std::minmax_element(q, q + weights_.group);
-      found = std::max({found, reaches(*low), reaches(*high)});
     }
-    const float most = weights_.one_digit ? std::max(found, possible / 8) : possible;  // 8: f32 still holds the bases
+    if (weights_.one_digit) most = std::max(most_of(q, scale, offset), most / 8);  // 8: f32 still holds the bases
     return std::max(most, step) / kTopWeight;
   }
 
@@ -133,23 +132,36 @@ class FixedLinear final : public Linear {
   void pack_digits(const int8_t* q, const std::vector<float>& scale, const std::vector<float>& offset, int64_t lane,
                    uint8_t* panel) const {
     const int group = weights_.group;
-    const auto weight = [&](int64_t k) { return scale[k / group] * q[k] + offset[k / group]; };
-    const auto same = [&](size_t g) { return scale[g] == scale[0] && offset[g] == 0.0f; };
-    bool finite = true, exact = true;
-    float most = 0;
-    for (size_t g = 0; g < scale.size(); ++g) {
-      finite = finite && std::isfinite(scale[g]) && std::isfinite(offset[g]);
-      exact = exact && same(g);
-    }
-    for (int64_t k = 0; k < in_features; ++k) most = std::max(most, std::fabs(weight(k)));
-    const float unit = !finite ? std::numeric_limits<float>::quiet_NaN() : exact ? scale[0] : most / kTopDigit;
-    const float inverse = finite && std::isnormal(unit) ? 1.0f / unit : 0.0f;
+    const auto same = [&](float s) { return s == scale[0]; };
+    const auto none = [](float o) { return o == 0.0f; };
+    const auto finite = [](float v) { return std::isfinite(v); };
+    const bool exact = std::all_of(scale.begin(), scale.end(), same) && std::all_of(offset.begin(), offset.end(), none);
+    float unit = std::numeric_limits<float>::quiet_NaN();
+    if (std::all_of(scale.begin(), scale.end(), finite) && std::all_of(offset.begin(), offset.end(), finite))
+      unit = exact ? scale[0] : most_of(q, scale, offset) / kTopDigit;
     std::memcpy(panel + lane * sizeof unit, &unit, sizeof unit);
     uint8_t* to = panel + kFixedPanel * sizeof(float) + lane * 4;
-    for (int64_t k = 0; k < in_features; ++k) {
-      const int digit = exact ? q[k] : inverse == 0.0f ? 0 : static_cast<int>(std::lrintf(weight(k) * inverse));
-      to[k / 4 * 64 + k % 4] = static_cast<uint8_t>(digit + 128);
+    const auto put = [&](int64_t k, int digit) { to[k / 4 * 64 + k % 4] = static_cast<uint8_t>(digit + 128); };
+    if (exact) {
+      for (int64_t k = 0; k < in_features; ++k) put(k, q[k]);
+      return;
     }
+    for (size_t g = 0; g < scale.size(); ++g) {
+      for (int64_t k = g * group; k < static_cast<int64_t>(g + 1) * group; ++k) {
+        const float digits = unit > 0 ? (scale[g] * q[k] + offset[g]) / unit : 0.0f;
+        put(k, static_cast<int>(std::lrintf(std::clamp(digits, -kTopDigit, kTopDigit))));
+      }
+    }
+  }
+
+  // The largest magnitude of a column's weights.
+  float most_of(const int8_t* q, const std::vector<float>& scale, const std::vector<float>& offset) const {
+    float most = 0;
+    for (size_t g = 0; g < scale.size(); ++g, q += weights_.group) {
+      const auto [low, high] = std::minmax_element(q, q + weights_.group);
+      most = std::max({most, std::fabs(scale[g] * *low + offset[g]), std::fabs(scale[g] * *high + offset[g])});
+    }
+    return most;
   }
 
   FixedWeights weights_{};

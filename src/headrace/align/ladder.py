@@ -8,6 +8,7 @@ from typing import Literal
 from headrace.align.alignment import compare_all
 from headrace.align.divergence import Divergence
 from headrace.align.subjects import Subject, matrices_of, open_subject
+from headrace.executors.native_isa import isa_of_byte_inputs
 
 EXACT = {"activation": "f32", "kv": "f32"}
 STEPS: tuple[tuple[str, dict[str, str]], ...] = (
@@ -33,7 +34,7 @@ STEPS: tuple[tuple[str, dict[str, str]], ...] = (
     ("W4A4, KV int4", {"executor": "torch", "weights": "int4-g32", "inputs": "int4-g32", "kv": "int4"}),
 )
 """Titles, and what they change in a subject that computes in f32 on the stored weights. Activations are
-a native kernel's number format; inputs are rounded for the torch executor."""
+a native kernel's number format, int8 as machines without AMX have it; inputs are rounded for the torch executor."""
 
 Part = Literal["weights", "inputs"]
 
@@ -54,7 +55,11 @@ def ladder(
 ) -> list[tuple[str, Divergence]]:
     """Every step beside the model in f32, by its title."""
     exact = replace(Subject(model=model), **EXACT)  # type: ignore[arg-type]
-    subjects = [replace(exact, **changes) for _, changes in STEPS]  # type: ignore[arg-type]
+    bytes_read = {"isa": isa_of_byte_inputs()}
+    subjects = [
+        replace(exact, **changes, **(bytes_read if changes.get("activation") == "int8" else {}))  # type: ignore[arg-type]
+        for _, changes in STEPS
+    ]
     found = compare_all(exact, subjects, tokens, progress=progress)
     return [(title, divergence) for (title, _), divergence in zip(STEPS, found, strict=True)]
 

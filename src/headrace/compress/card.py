@@ -132,7 +132,7 @@ class Card:
     @property
     def _served(self) -> str:
         activation = self.recipe.activation
-        return "" if activation == "f32" else f" in f32; its own linears read {activation}, as it will be served"
+        return "" if activation == "f32" else f" in f32; its own linears read {activation}, as without AMX"
 
     def _formats(self) -> list[str]:
         """How many matrices have which format, if they were chosen one by one."""

@@ -12,12 +12,11 @@ import numpy.typing as npt
 from headrace.align.divergence import Divergence, TokenDivergence, divergence_of_rows, joined, summarize
 from headrace.align.forced import forced_values
 from headrace.align.native_scoring import scoring_executor
-from headrace.base.settings import from_environment
 from headrace.compress.kept_logits import KeptLogits
 from headrace.engine.executor import Executor
 from headrace.engine.sampling import SamplingParams
 from headrace.engine.step import Float32, SampleRow, Step
-from headrace.executors.native_isa import available_isa
+from headrace.executors.native_isa import isa_of_byte_inputs
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.numerics.tensor import RawTensor
@@ -130,7 +129,7 @@ class Evaluator:
         count = len(self._texts)
         chosen = np.linspace(0, count - 1, min(num_texts or count, count)).astype(int)
         found = []
-        isa = _reading_bytes() if activation == "int8" else None
+        isa = isa_of_byte_inputs() if activation == "int8" else None
         length = len(self._texts[0])
         with closing(scoring_executor(self._graph, weights, length, activation=activation, isa=isa)) as executor:
             for i in chosen.tolist():
@@ -157,12 +156,6 @@ class Evaluator:
         """Logits at the positions that have a next token, some at a time."""
         output = self._graph.output
         return (values[output] for values in forced_values(executor, text[:-1], (output,)))
-
-
-def _reading_bytes() -> str | None:
-    """The instruction set whose kernels read inputs of 8 bits; None: what the environment names, or the best here."""
-    best = available_isa(None)
-    return "avx512_vnni" if best == "amx" and from_environment().isa is None else None
 
 
 def decode_speed(

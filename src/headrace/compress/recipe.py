@@ -42,7 +42,7 @@ class Recipe:
             rounding of earlier ones (arXiv:2210.17323); ``awq`` first moves scale from weights to the norm before them,
             where inputs are large (arXiv:2306.00978); ``awq+gptq``, one after the other; ``smoothquant`` moves scale
             for what 8-bit inputs lose (arXiv:2211.10438), and asks for int8 on both sides.
-        activation: how the outcome will be served, and so is judged: ``f32`` or ``int8``.
+        activation: how the outcome will be served, and so is judged: ``f32``, or ``int8`` as without AMX.
         ignore: shell-style patterns of parameter names to leave as they are; each must match something.
         logits: a format for the logits' matrix, and the embedding table if it is the same; None leaves them.
         mixed: formats of single matrices, by name, in place of `format`; `PLAIN` leaves one as it is.

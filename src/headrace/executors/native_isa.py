@@ -2,6 +2,7 @@
 
 from headrace import _native
 from headrace.base.errors import InvalidRequestError
+from headrace.base.settings import from_environment
 
 
 def available_isa(asked: str | None) -> str:
@@ -13,3 +14,9 @@ def available_isa(asked: str | None) -> str:
             f"Use one of {', '.join(available)}, or unset HEADRACE_ISA to get the last of them.",
         )
     return asked or available[-1]
+
+
+def isa_of_byte_inputs() -> str | None:
+    """What to ask for where int8 activations shall be inputs of 8 bits in groups: with AMX, which rounds weights
+    instead, the next best, unless HEADRACE_ISA names one; else None."""
+    return "avx512_vnni" if from_environment().isa is None and available_isa(None) == "amx" else None

@@ -33,7 +33,8 @@ class LLMConfig:
         activation: precision in which linear layers read their input (native executor): ``f32``; ``int16`` or ``int8``,
             fixed point of the largest magnitude in each group of a quantized weight; ``bf16``; or ``auto``, the
             fastest on this machine of f32 and int16. With AMX both fixed points read inputs in 16 bits of each row's
-            largest, and quantized weights in 16 (int16) or 8 (int8) of each of their rows' largest.
+            largest, and quantized weights in 16 (int16) or 8 (int8) of each of their rows' largest, or as they are
+            where they are 8 bits of one scale a row.
         executor: ``native`` (C++, CPU) or ``torch`` (reference; needs the extra ``torch``).
         num_threads: threads of the native executor; None: HEADRACE_THREADS, or the cores this process may use.
         isa: instruction set of the native executor; None: HEADRACE_ISA, or the best of this machine.

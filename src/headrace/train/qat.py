@@ -92,7 +92,8 @@ def train_qat(
 ) -> QatResult:
     """Train a model to bear its quantization, and write it packed.
 
-    `report` is told of each step, `progress` what is done before and after them. Checkpoints are kept beside `target` until it is whole: the same call goes on where a stopped one was.
+    `report` is told of each step, `progress` what is done before and after them. Checkpoints are kept beside `target`
+    until it is whole: the same call goes on where a stopped one was.
 
     Raises as `train` and `write_folder` do.
     """

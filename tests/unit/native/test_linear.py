@@ -104,7 +104,25 @@ def test_every_half_float_decodes_exactly() -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_product_equals_the_reference_for_any_number_of_rows(name: str, isa: str, activation: str) -> None:
-    out, features = 40, 768
+    check_products(name, isa, activation, 40, 768)
+
+
+@pytest.mark.parametrize("activation", sorted(LEVELS))
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", INTEGERS)
+def test_a_row_may_be_one_block(name: str, isa: str, activation: str) -> None:
+    """Of one scale, or of several."""
+    layout = row_blocks(name)
+    check_products(
+        name,
+        isa,
+        activation,
+        40,
+        layout.group_size if layout else gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]][0],
+    )
+
+
+def check_products(name: str, isa: str, activation: str, out: int, features: int) -> None:
     raw = random_weight(name, out, features)
     weight = _native.decode_rows(name, raw, features).astype(np.float64)
     x = random_input(max(ROWS), features)
@@ -162,8 +180,8 @@ def test_bits_depend_on_neither_batch_nor_columns(name: str, isa: str, activatio
     for rows in (1, 2, 3, 5, 8, 9, 16, 31, 69):  # the last rows, so that positions in a tile differ too
         part = _native.linear_test(name, raw, x[most - rows :], isa, activation)
         np.testing.assert_array_equal(bits(part), whole[most - rows :], err_msg=str(rows))
-    ranges = [(0, 32), (32, 72), (64, 72)] if isa == "amx" else [(0, 16), (16, 64), (48, 72), (64, 72)]
-    for begin, end in ranges:
+    one_digit = isa == "amx" and activation == "int8" and name in INTEGERS  # two panels at a time
+    for begin, end in [(0, 32), (32, 72), (64, 72)] if one_digit else [(0, 16), (16, 64), (48, 72), (64, 72)]:
         for rows in (1, most):
             part = _native.linear_test(name, raw, x[:rows], isa, activation, begin, end)
             np.testing.assert_array_equal(bits(part[:, begin:end]), whole[:rows, begin:end])
@@ -193,6 +211,26 @@ def test_an_infinity_in_fixed_point_makes_nans_of_its_row_for_any_number_of_rows
         y = _native.linear_test(name, raw, x[:rows], isa, activation)
         assert np.isnan(y[0]).all(), rows
         assert np.isfinite(y[1:]).all(), rows
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="of the kernels for AMX, not available here")
+@pytest.mark.parametrize("activation", sorted(LEVELS))
+def test_signed_bytes_of_one_scale_a_row_lose_nothing_on_amx(activation: str) -> None:
+    features = 576  # one exact sum
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 256, (40, features), dtype=np.uint8)
+    codes[0], codes[1] = 0x80, 0x7F  # -128, 127
+    layout = row_blocks(f"int8_g{features}_f32")
+    assert layout is not None
+    scales = np.where(np.arange(40) % 2, 0.5, -2.0).astype(np.float32)[:, None]
+    raw = Groups(layout, codes, scales, None).encode()
+    x = rng.integers(-LEVELS["int16"], LEVELS["int16"] + 1, (9, features)).astype(np.float32)
+    x[:, 7] = LEVELS["int16"]  # so a unit of each row is 1
+    x[1], x[2] = LEVELS["int16"], -LEVELS["int16"]
+    expected = (x.astype(np.int64) @ codes.view(np.int8).astype(np.int64).T).astype(np.float32) * scales[:, 0]
+    for rows in (1, 2, 3, 4, 5, 9):
+        y = _native.linear_test(layout.name, raw, x[:rows], "amx", activation)
+        np.testing.assert_array_equal(y, expected[:rows], err_msg=str(rows))
 
 
 @pytest.mark.skipif("avx512_vnni" not in ISAS, reason="compares with the kernels for AVX-512 VNNI, not available here")
