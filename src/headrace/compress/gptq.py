@@ -43,35 +43,36 @@ def gptq(
     symmetric = nearest.zeros is None and nearest.minima is None
     assert symmetric or not anchored, "with zero points or minima there is no end to hold on to"
     group_size = nearest.layout.group_size
-    scales = torch.from_numpy(nearest.scales).double()
-    zeros = torch.zeros_like(scales) if nearest.zeros is None else torch.from_numpy(nearest.zeros).double()
-    minima = torch.zeros_like(scales) if nearest.minima is None else torch.from_numpy(nearest.minima).double()
+    # What follows has columns as rows: they are what is worked on, one after the other.
+    scales = torch.from_numpy(nearest.scales.T.copy()).double()
+    zeros = torch.zeros_like(scales) if nearest.zeros is None else torch.from_numpy(nearest.zeros.T.copy()).double()
+    minima = torch.zeros_like(scales) if nearest.minima is None else torch.from_numpy(nearest.minima.T.copy()).double()
+    usable = scales.abs() > 0  # q4_0's may be negative
+    divisors = torch.where(usable, scales, 1.0)
     low, high = scheme.code_range
     order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
     upper = _inverse_factor(hessian, order, damping)
-    left = weight[:, order].double()
+    left = weight.T[order].double()
     codes = torch.empty_like(left)
-    fixed = _largest(weight, group_size)[:, order] if anchored else None
-    nearest_codes = _unsigned(nearest.codes, nearest.layout.element)[:, order] if anchored else None
+    fixed = _largest(weight, group_size).T[order] if anchored else None
+    nearest_codes = _unsigned(nearest.codes, nearest.layout.element).T[order] if anchored else None
     for begin in range(0, len(order), _BLOCK):
         end = min(begin + _BLOCK, len(order))
-        errors = torch.empty(len(weight), end - begin, dtype=torch.double)
+        errors = torch.empty(end - begin, len(weight), dtype=torch.double)
         for i in range(begin, end):
             group = int(order[i]) // group_size
-            scale, zero, minimum = scales[:, group], zeros[:, group], minima[:, group]
-            usable = scale.abs() > 0  # q4_0's may be negative
-            divisor = torch.where(usable, scale, 1.0)
+            zero, minimum, divisor = zeros[group], minima[group], divisors[group]
             # In float32, as the rule divides: where nothing has been made up for, the codes are its codes.
-            multiples = torch.round((left[:, i] - minimum).float() / divisor.float()).double()
-            codes[:, i] = torch.where(usable, multiples + zero, zero).clamp(low, high)
+            multiples = torch.round((left[i] - minimum).float() / divisor.float()).double()
+            codes[i] = torch.where(usable[group], multiples + zero, zero).clamp(low, high)
             if fixed is not None and nearest_codes is not None:
-                codes[:, i] = torch.where(fixed[:, i], nearest_codes[:, i], codes[:, i])
-            rounded = torch.where(usable, (codes[:, i] - zero) * divisor, 0.0) + minimum
-            errors[:, i - begin] = (left[:, i] - rounded) / upper[i, i]
-            left[:, i:end] -= errors[:, i - begin, None] * upper[i, i:end]
-        left[:, end:] -= errors @ upper[begin:end, end:]
-    in_place = torch.empty_like(codes)
-    in_place[:, order] = codes
+                codes[i] = torch.where(fixed[i], nearest_codes[i], codes[i])
+            rounded = torch.where(usable[group], (codes[i] - zero) * divisor, 0.0) + minimum
+            errors[i - begin] = (left[i] - rounded) / upper[i, i]
+            left[i:end].addr_(upper[i, i:end], errors[i - begin], alpha=-1)
+        left[end:].addmm_(upper[begin:end, end:].T, errors, alpha=-1)
+    in_place = torch.empty_like(weight, dtype=torch.double)
+    in_place[:, order] = codes.T
     offset = 8 if nearest.layout.element == "int4" else 0
     stored = (in_place + offset).to(torch.int16).numpy().astype("int8" if symmetric else "uint8").view("uint8")
     return Groups(nearest.layout, stored, nearest.scales, nearest.zeros, nearest.minima)
