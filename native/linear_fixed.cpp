@@ -32,7 +32,6 @@ class FixedLinear final : public Linear {
     w.four_bits = t.max_q - t.min_q < 16;
     const bool one_scale = t.block == in && (is_row_blocks(format) || t.block == t.group);
     w.one_digit = activation == Activation::int8 || (one_scale && !w.four_bits && !t.has_offset);
-    w.bytes = w.one_digit && !w.four_bits;
     w.has_offset = t.has_offset;
     w.group = t.group;
     w.min_q = t.min_q;
@@ -42,7 +41,8 @@ class FixedLinear final : public Linear {
     code_bytes_ = kFixedPanel * t.group / (w.four_bits ? 2 : 1);
     w.group_bytes = code_bytes_ + kFixedPanel * 2 * (t.has_offset ? 2 : 1);
     w.panel_bytes = kFixedPanel * sizeof(float) + in / t.group * w.group_bytes;
-    if (w.bytes) w.panel_bytes = kFixedPanel * (sizeof(float) + (in + kFixedBlock - 1) / kFixedBlock * kFixedBlock);
+    if (w.stores_digits())
+      w.panel_bytes = kFixedPanel * (sizeof(float) + (in + kFixedBlock - 1) / kFixedBlock * kFixedBlock);
     w.panel_bytes = (w.panel_bytes + 63) / 64 * 64;
 
     out_features = out;
@@ -77,7 +77,7 @@ class FixedLinear final : public Linear {
       for (int64_t lane = 0; lane < std::min(kFixedPanel, out_features - n); ++lane) {
         decode_quants(view.format, view.data + (n + lane) * view.row_bytes, in_features, q.data(), scale.data(),
                       offset.data());
-        if (weights_.bytes) {
+        if (weights_.stores_digits()) {
           pack_digits(q.data(), scale, offset, lane, panel);
         } else {
           pack_column(q.data(), scale, offset, lane, panel);

@@ -27,15 +27,18 @@ constexpr float kFixedTop = 32639.0f;  // 127 * 256 + 127: both digits of an inp
 // Weights in panels of 16 columns: [16] units (f32), then for each group
 //   codes, as quads of features: 4 bytes of each column; 4 bits: two quads in one, the second in the high nibbles
 //   [16] steps (int16) | [16] bases + 128 (int16), if the format has offsets
-// or, of `bytes`, digits + 128 instead of groups: tiles of 64 features, [16 quads][16 columns][4].
+// or, where it `stores_digits`, digits + 128 instead of groups: tiles of 64 features, [16 quads][16 columns][4].
 struct FixedWeights {
   bool four_bits, has_offset;
-  bool one_digit, bytes;  // of one digit: 4-bit codes are rounded to it as they are read, others are stored as it
+  bool one_digit;
   int group;
   int min_q;  // of 4-bit codes, stored as q - min_q
   int64_t out_features, in_features;
   uint8_t* data;
   int64_t group_bytes, panel_bytes;
+
+  // 4-bit codes are rounded to a digit as they are read.
+  bool stores_digits() const { return one_digit && !four_bits; }
 };
 
 // Stretches of features whose sums are exact, in blocks: few and even ones, whose decoded weights stay in L1.
@@ -47,7 +50,8 @@ struct Stretches {
 };
 
 // Digits of few rows' inputs: as bytes, or as words, the features of each quad in the order 0, 2, 1, 3.
-constexpr int32_t kFixedBytes = 0, kFixedWords = 1, kFixedOneDigit = 2;  // the last, as bytes: weights of one digit
+// By weights of one digit they are bytes as well.
+constexpr int32_t kFixedBytes = 0, kFixedWords = 1, kFixedOneDigit = 2;
 // Calls of up to so many rows read weights straight from memory; of more, turn them to tiles first. By measurement.
 constexpr int64_t fixed_few_rows(int32_t layout) {
   return layout == kFixedBytes ? 8 : layout == kFixedOneDigit ? 4 : 2;

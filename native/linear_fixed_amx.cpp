@@ -173,6 +173,46 @@ inline void put(float* y, __mmask16 mask, __m512 sum, __m512 units, float scale,
   _mm512_mask_storeu_ps(y, mask, v);
 }
 
+// ---- few rows: what their kernels share
+// ----------------------------------------------------------------------------------------------
+
+// Where the weights of panels [n, n + 16 * Panels) are read, a group at a time, and where rows from m on have sums.
+template <typename K, int Panels>
+struct FewRows {
+  const float* scales;
+  const int32_t* sums;
+  int64_t groups, step;  // of all features; of a stretch
+  const uint8_t *units[Panels], *group[Panels];
+
+  FewRows(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs, int64_t m, int64_t n)
+      : scales(reinterpret_cast<const float*>(prepared + inputs.scales) + m),
+        sums(reinterpret_cast<const int32_t*>(prepared + inputs.sums) + m),
+        groups(w.in_features / K::kGroup),
+        step(inputs.stretch_blocks * kFixedBlock / K::kGroup) {
+    for (int i = 0; i < Panels; ++i) {
+      units[i] = w.data + (n / kFixedPanel + i) * w.panel_bytes;
+      group[i] = units[i] + kFixedPanel * sizeof(float);
+    }
+  }
+
+  inline void prefetch() const {
+    for (int i = 0; i < Panels; ++i) {
+      for (int64_t at = 0; at < K::kGroupBytes; at += 64)
+        _mm_prefetch((const char*)group[i] + kPrefetch + at, _MM_HINT_T0);
+    }
+  }
+
+  inline void next_group() {
+    for (int i = 0; i < Panels; ++i) group[i] += K::kGroupBytes;
+  }
+
+  // Row r's sum over a stretch, by panel i, to y, where the row begins.
+  inline void put(float* y, int64_t n, int64_t column_end, int r, int i, __m512 sum, bool add) const {
+    n += i * kFixedPanel;
+    headrace::put(y + n, columns_mask(n, column_end), sum, _mm512_loadu_ps(units[i]), scales[r], add);
+  }
+};
+
 // ---- few rows of 4-bit weights: codes times inputs, then times the group's step
 // --------------------------------------
 
@@ -181,17 +221,9 @@ template <typename K, int R, int Panels>
 __attribute__((noinline)) void multiply_codes(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs,
                                               int64_t m, int64_t rows, float* y, int64_t ldy, int64_t n,
                                               int64_t column_end) {
-  const auto* scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
-  const auto* sums = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + m;
+  FewRows<K, Panels> few(w, prepared, inputs, m, n);
   const auto* group_sums = reinterpret_cast<const int32_t*>(prepared + inputs.group_sums) + m;
-  const int64_t groups = w.in_features / K::kGroup;
-  const int64_t step = inputs.stretch_blocks * kFixedBlock / K::kGroup;
-  const uint8_t *panel[Panels], *p[Panels];
-  for (int i = 0; i < Panels; ++i) {
-    panel[i] = w.data + (n / kFixedPanel + i) * w.panel_bytes;
-    p[i] = panel[i] + kFixedPanel * sizeof(float);
-  }
-  for (int64_t first = 0, stretch = 0; first < groups; first += step, ++stretch) {
+  for (int64_t first = 0, stretch = 0; first < few.groups; first += few.step, ++stretch) {
     // Sums of 64 bits: of even columns, of odd columns.
     __m512i even[R][Panels], odd[R][Panels];
 #pragma GCC unroll 4
@@ -199,21 +231,20 @@ __attribute__((noinline)) void multiply_codes(const FixedWeights& w, const uint8
 #pragma GCC unroll 2
       for (int i = 0; i < Panels; ++i) even[r][i] = odd[r][i] = _mm512_setzero_si512();
     }
-    for (int64_t g = first; g < smaller(first + step, groups); ++g) {
+    for (int64_t g = first; g < smaller(first + few.step, few.groups); ++g) {
       const uint8_t* x = prepared + (g * K::kGroup / 32 * inputs.rows + m) * 64 + g * K::kGroup % 32;
+      few.prefetch();
       __m512i high[R][Panels], low[R][Panels];
-#pragma GCC unroll 2
-      for (int i = 0; i < Panels; ++i) {
-        for (int64_t at = 0; at < K::kGroupBytes; at += 64)
-          _mm_prefetch((const char*)p[i] + kPrefetch + at, _MM_HINT_T0);
 #pragma GCC unroll 4
-        for (int r = 0; r < R; ++r) high[r][i] = low[r][i] = _mm512_setzero_si512();
+      for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+        for (int i = 0; i < Panels; ++i) high[r][i] = low[r][i] = _mm512_setzero_si512();
       }
 #pragma GCC unroll 8
       for (int64_t quad = 0; quad < K::kQuads; ++quad) {
         __m512i codes[Panels];
 #pragma GCC unroll 2
-        for (int i = 0; i < Panels; ++i) codes[i] = K::codes(p[i], quad);
+        for (int i = 0; i < Panels; ++i) codes[i] = K::codes(few.group[i], quad);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const uint8_t* at = x + r * 64 + quad * kQuad;
@@ -227,8 +258,8 @@ __attribute__((noinline)) void multiply_codes(const FixedWeights& w, const uint8
       }
 #pragma GCC unroll 2
       for (int i = 0; i < Panels; ++i) {
-        const __m512i steps = _mm512_cvtepi16_epi32(K::steps(p[i]));
-        const __m512i bases = _mm512_cvtepi16_epi32(K::bases(p[i], w.min_q));
+        const __m512i steps = _mm512_cvtepi16_epi32(K::steps(few.group[i]));
+        const __m512i bases = _mm512_cvtepi16_epi32(K::bases(few.group[i], w.min_q));
         const __m512i odd_steps = _mm512_srli_epi64(steps, 32), odd_bases = _mm512_srli_epi64(bases, 32);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
@@ -240,13 +271,13 @@ __attribute__((noinline)) void multiply_codes(const FixedWeights& w, const uint8
           add(even[r][i], bases, input);
           add(odd[r][i], odd_bases, input);
         }
-        p[i] += K::kGroupBytes;
       }
+      few.next_group();
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       if (r >= rows) continue;
-      const __m512i bias = _mm512_set1_epi64(int64_t{128} * sums[stretch * inputs.rows + r]);
+      const __m512i bias = _mm512_set1_epi64(int64_t{128} * few.sums[stretch * inputs.rows + r]);
 #pragma GCC unroll 2
       for (int i = 0; i < Panels; ++i) {
         const __m256 a = _mm512_cvtpd_ps(_mm512_cvtepi64_pd(_mm512_sub_epi64(even[r][i], bias)));
@@ -255,8 +286,7 @@ __attribute__((noinline)) void multiply_codes(const FixedWeights& w, const uint8
             _mm512_castsi512_ps(_mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23));
         const __m512 sum =
             _mm512_permutex2var_ps(_mm512_castps256_ps512(a), _mm512_castps_si512(order), _mm512_castps256_ps512(b));
-        put(y + r * ldy + n + i * kFixedPanel, columns_mask(n + i * kFixedPanel, column_end), sum,
-            _mm512_loadu_ps(panel[i]), scales[r], stretch > 0);
+        few.put(y + r * ldy, n, column_end, r, i, sum, stretch > 0);
       }
     }
   }
@@ -307,16 +337,8 @@ template <typename K, int R, int Panels>
 __attribute__((noinline)) void multiply_words(const FixedWeights& w, const uint8_t* prepared, const FixedInputs& inputs,
                                               int64_t m, int64_t rows, float* y, int64_t ldy, int64_t n,
                                               int64_t column_end) {
-  const auto* scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
-  const auto* sums = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + m;
-  const int64_t groups = w.in_features / K::kGroup;
-  const int64_t step = inputs.stretch_blocks * kFixedBlock / K::kGroup;
-  const uint8_t *panel[Panels], *p[Panels];
-  for (int i = 0; i < Panels; ++i) {
-    panel[i] = w.data + (n / kFixedPanel + i) * w.panel_bytes;
-    p[i] = panel[i] + kFixedPanel * sizeof(float);
-  }
-  for (int64_t first = 0, stretch = 0; first < groups; first += step, ++stretch) {
+  FewRows<K, Panels> few(w, prepared, inputs, m, n);
+  for (int64_t first = 0, stretch = 0; first < few.groups; first += few.step, ++stretch) {
     // [rows][panels][halves of a quad]: apart, 288 products of 22 bits fit
     __m512i high[R][Panels][2], low[R][Panels][2];
 #pragma GCC unroll 2
@@ -325,18 +347,15 @@ __attribute__((noinline)) void multiply_words(const FixedWeights& w, const uint8
       for (int i = 0; i < Panels; ++i)
         high[r][i][0] = high[r][i][1] = low[r][i][0] = low[r][i][1] = _mm512_setzero_si512();
     }
-    for (int64_t g = first; g < smaller(first + step, groups); ++g) {
+    for (int64_t g = first; g < smaller(first + few.step, few.groups); ++g) {
       const uint8_t* x = prepared + (g * K::kGroup / 32 * inputs.rows + m) * 128 + g * K::kGroup % 32 * 2;
-      for (int i = 0; i < Panels; ++i) {
-        for (int64_t at = 0; at < K::kGroupBytes; at += 64)
-          _mm_prefetch((const char*)p[i] + kPrefetch + at, _MM_HINT_T0);
-      }
-      const Weights<K> weights[2] = {{p[0], w.min_q}, {p[Panels - 1], w.min_q}};
+      few.prefetch();
+      const Weights<K> weights[2] = {{few.group[0], w.min_q}, {few.group[Panels - 1], w.min_q}};
 #pragma GCC unroll 8
       for (int64_t quad = 0; quad < K::kQuads; ++quad) {
         __m512i pairs[Panels][2];
 #pragma GCC unroll 2
-        for (int i = 0; i < Panels; ++i) weights[i].of(K::codes(p[i], quad), pairs[i][0], pairs[i][1]);
+        for (int i = 0; i < Panels; ++i) weights[i].of(K::codes(few.group[i], quad), pairs[i][0], pairs[i][1]);
 #pragma GCC unroll 2
         for (int r = 0; r < R; ++r) {
           const uint8_t* at = x + r * 128 + quad * 8;
@@ -351,12 +370,12 @@ __attribute__((noinline)) void multiply_words(const FixedWeights& w, const uint8
           }
         }
       }
-      for (int i = 0; i < Panels; ++i) p[i] += K::kGroupBytes;
+      few.next_group();
     }
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
       if (r >= rows) continue;
-      const __m512d bias = _mm512_set1_pd(128.0 * sums[stretch * inputs.rows + r]);
+      const __m512d bias = _mm512_set1_pd(128.0 * few.sums[stretch * inputs.rows + r]);
 #pragma GCC unroll 2
       for (int i = 0; i < Panels; ++i) {
         const auto half = [&](int upper) {
@@ -370,8 +389,7 @@ __attribute__((noinline)) void multiply_words(const FixedWeights& w, const uint8
           return _mm512_cvtpd_ps(_mm512_sub_pd(sum, bias));
         };
         const __m512 sum = _mm512_insertf32x8(_mm512_castps256_ps512(half(0)), half(1), 1);
-        put(y + r * ldy + n + i * kFixedPanel, columns_mask(n + i * kFixedPanel, column_end), sum,
-            _mm512_loadu_ps(panel[i]), scales[r], stretch > 0);
+        few.put(y + r * ldy, n, column_end, r, i, sum, stretch > 0);
       }
     }
   }
@@ -423,34 +441,23 @@ template <typename K, int R, int Panels>
 __attribute__((noinline)) void multiply_digits(const FixedWeights& w, const uint8_t* prepared,
                                                const FixedInputs& inputs, int64_t m, int64_t rows, float* y,
                                                int64_t ldy, int64_t n, int64_t column_end) {
-  const auto* scales = reinterpret_cast<const float*>(prepared + inputs.scales) + m;
-  const auto* sums = reinterpret_cast<const int32_t*>(prepared + inputs.sums) + m;
-  const int64_t groups = w.in_features / K::kGroup;
-  const int64_t step = inputs.stretch_blocks * kFixedBlock / K::kGroup;
-  const uint8_t *panel[Panels], *p[Panels];
-  for (int i = 0; i < Panels; ++i) {
-    panel[i] = w.data + (n / kFixedPanel + i) * w.panel_bytes;
-    p[i] = panel[i] + kFixedPanel * sizeof(float);
-  }
-  for (int64_t first = 0, stretch = 0; first < groups; first += step, ++stretch) {
+  FewRows<K, Panels> few(w, prepared, inputs, m, n);
+  for (int64_t first = 0, stretch = 0; first < few.groups; first += few.step, ++stretch) {
     __m512i high[R][Panels], low[R][Panels];
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
       for (int i = 0; i < Panels; ++i) high[r][i] = low[r][i] = _mm512_setzero_si512();
     }
-    for (int64_t g = first; g < smaller(first + step, groups); ++g) {
+    for (int64_t g = first; g < smaller(first + few.step, few.groups); ++g) {
       const uint8_t* x = prepared + (g * K::kGroup / 32 * inputs.rows + m) * 64 + g * K::kGroup % 32;
-      for (int i = 0; i < Panels; ++i) {
-        for (int64_t at = 0; at < K::kGroupBytes; at += 64)
-          _mm_prefetch((const char*)p[i] + kPrefetch + at, _MM_HINT_T0);
-      }
-      const Digits<K> digits[2] = {{p[0], w.min_q}, {p[Panels - 1], w.min_q}};
+      few.prefetch();
+      const Digits<K> digits[2] = {{few.group[0], w.min_q}, {few.group[Panels - 1], w.min_q}};
 #pragma GCC unroll 8
       for (int64_t quad = 0; quad < K::kQuads; ++quad) {
         __m512i weights[Panels];
 #pragma GCC unroll 2
-        for (int i = 0; i < Panels; ++i) weights[i] = digits[i].of(p[i], quad);
+        for (int i = 0; i < Panels; ++i) weights[i] = digits[i].of(few.group[i], quad);
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
           const uint8_t* at = x + r * 64 + quad * kQuad;
@@ -462,16 +469,15 @@ __attribute__((noinline)) void multiply_digits(const FixedWeights& w, const uint
           }
         }
       }
-      for (int i = 0; i < Panels; ++i) p[i] += K::kGroupBytes;
+      few.next_group();
     }
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       if (r >= rows) continue;
 #pragma GCC unroll 2
       for (int i = 0; i < Panels; ++i) {
-        put(y + r * ldy + n + i * kFixedPanel, columns_mask(n + i * kFixedPanel, column_end),
-            one_digit_sum(high[r][i], low[r][i], sums[stretch * inputs.rows + r]), _mm512_loadu_ps(panel[i]), scales[r],
-            stretch > 0);
+        const __m512 sum = one_digit_sum(high[r][i], low[r][i], few.sums[stretch * inputs.rows + r]);
+        few.put(y + r * ldy, n, column_end, r, i, sum, stretch > 0);
       }
     }
   }
@@ -594,6 +600,16 @@ void decode(const FixedWeights& w, int64_t panel, int64_t begin, int64_t end, ui
 // Asks for a cache line that will be written.
 inline void prefetch_to_write(const void* p) { asm volatile("prefetchw %0" ::"m"(*static_cast<const char*>(p))); }
 
+// By the weights in tile 4: high digits are signed, W + 128 is not.
+template <bool OneDigit, int C, int A>
+inline void multiply_first() {
+  if constexpr (OneDigit) {
+    tile_multiply_unsigned<C, A, 4>();
+  } else {
+    tile_multiply_bytes<C, A, 4>();
+  }
+}
+
 // Chains of one row tile: 64 features of inputs by weights at a time. `to`: where in y their sums will go, rows of ldy.
 template <bool OneDigit>
 inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, WeightTiles weights, int64_t blocks,
@@ -606,9 +622,9 @@ inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, Wei
   for (int64_t i = 0; i < blocks; ++i, x += 2 * kTileBytes) {
     tile_load<4>(weights.first + i * weights.step, 64);
     tile_load<6>(x, 64);
-    OneDigit ? tile_multiply_unsigned<0, 6, 4>() : tile_multiply_bytes<0, 6, 4>();
+    multiply_first<OneDigit, 0, 6>();
     tile_load<7>(x + kTileBytes, 64);
-    OneDigit ? tile_multiply_unsigned<1, 7, 4>() : tile_multiply_bytes<1, 7, 4>();
+    multiply_first<OneDigit, 1, 7>();
     tile_load<5>(weights.second + i * weights.step, 64);
     tile_multiply_unsigned<2, 6, 5>();
     tile_multiply_unsigned<3, 7, 5>();
@@ -627,7 +643,8 @@ inline __attribute__((always_inline)) void multiply_blocks(const uint8_t* x, Wei
   results.finish();
 }
 
-// The tiles of blocks [first, first + count) of the panels from `panel` on: where weights are stored as such, there.
+// The tiles of blocks [first, first + count) of panels `panel` and, of one digit, `second`: where weights are stored as
+// such, there; else in `decoded`.
 template <typename K, bool OneDigit>
 WeightTiles weight_tiles(const FixedWeights& w, int64_t panel, int64_t second, int64_t first, int64_t count,
                          uint8_t* decoded) {
@@ -726,7 +743,7 @@ void fixed_run(const FixedWeights& w, const InputForm& form, const void* prepare
                                            : run_few_rows<K, OneDigit, kRows>;
     kernel(w, bytes, inputs, rows, y, ldy, column_begin, column_end);
   };
-  if (w.bytes) return run_as.template operator()<Bytes, true>();
+  if (w.stores_digits()) return run_as.template operator()<Bytes, true>();
   const auto run = [&]<typename K>(K) {
     if constexpr (K::kFourBits) {
       if (w.one_digit) return run_as.template operator()<K, true>();

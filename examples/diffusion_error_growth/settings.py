@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from examples.diffusion_error_growth.dit import DiT
 from headrace.align.subjects import Subject
-from headrace.executors.native_isa import isa_of_byte_inputs
+from headrace.executors.native_isa import isa_rounding_inputs
 from headrace.numerics.fake_quantize import fake_quantize
 from headrace.numerics.schemes import WHOLE, IntegerScheme, scheme_named
 
@@ -31,8 +31,9 @@ class Setting:
     @property
     def subject(self) -> Subject:
         """The language model in it. Its int8 activations are scaled in groups of the stored matrix, as without AMX."""
-        isa = isa_of_byte_inputs() if self.activation == "int8" else None
-        return replace(EXACT, weights=self.weights or "stored", activation=self.activation or "f32", isa=isa)
+        activation = self.activation or "f32"
+        isa = isa_rounding_inputs(activation) or ""
+        return replace(EXACT, weights=self.weights or "stored", activation=activation, isa=isa)
 
 
 SETTINGS = (

@@ -8,7 +8,7 @@ from typing import Literal
 from headrace.align.alignment import compare_all
 from headrace.align.divergence import Divergence
 from headrace.align.subjects import Subject, matrices_of, open_subject
-from headrace.executors.native_isa import isa_of_byte_inputs
+from headrace.executors.native_isa import isa_rounding_inputs
 
 EXACT = {"activation": "f32", "kv": "f32"}
 STEPS: tuple[tuple[str, dict[str, str]], ...] = (
@@ -55,11 +55,8 @@ def ladder(
 ) -> list[tuple[str, Divergence]]:
     """Every step beside the model in f32, by its title."""
     exact = replace(Subject(model=model), **EXACT)  # type: ignore[arg-type]
-    bytes_read = {"isa": isa_of_byte_inputs()}
-    subjects = [
-        replace(exact, **changes, **(bytes_read if changes.get("activation") == "int8" else {}))  # type: ignore[arg-type]
-        for _, changes in STEPS
-    ]
+    subjects = [replace(exact, **changes) for _, changes in STEPS]  # type: ignore[arg-type]
+    subjects = [replace(subject, isa=isa_rounding_inputs(subject.activation) or "") for subject in subjects]
     found = compare_all(exact, subjects, tokens, progress=progress)
     return [(title, divergence) for (title, _), divergence in zip(STEPS, found, strict=True)]
 

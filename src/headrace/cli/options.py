@@ -45,10 +45,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-prefix-caching", action="store_true", help="recompute every prompt from its start")
     group.add_argument("--executor", choices=("native", "torch"), default="native", help="what runs the steps")
     group.add_argument(
-        "--activation",
-        choices=ACTIVATIONS,
-        default="auto",
-        help="precision of linears' inputs (default: auto)",
+        "--activation", choices=ACTIVATIONS, default="auto", help="precision of linears' inputs (default: auto)"
     )
     group.add_argument("--kv-format", choices=KV_FORMATS, default="bf16", help="how cached keys and values are kept")
     group.add_argument(

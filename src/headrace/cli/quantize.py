@@ -44,9 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method", help="rtn, gptq, awq, awq+gptq or smoothquant (default: awq+gptq; for formats of floats awq)"
     )
     parser.add_argument(
-        "--activation",
-        choices=("f32", "int8"),
-        help="as it is judged: int8 as served without AMX (default: f32)",
+        "--activation", choices=("f32", "int8"), help="as it is judged: int8 as served without AMX (default: f32)"
     )
     parser.add_argument(
         "--ignore", action="append", default=[], metavar="PATTERN", help="leave matching matrices (repeatable)"

@@ -16,7 +16,7 @@ from headrace.compress.kept_logits import KeptLogits
 from headrace.engine.executor import Executor
 from headrace.engine.sampling import SamplingParams
 from headrace.engine.step import Float32, SampleRow, Step
-from headrace.executors.native_isa import isa_of_byte_inputs
+from headrace.executors.native_isa import isa_rounding_inputs
 from headrace.graph.ir import Graph
 from headrace.graph.passes import fuse
 from headrace.numerics.tensor import RawTensor
@@ -119,8 +119,8 @@ class Evaluator:
         """Teacher-force the other weights on the texts, or some of them, and hold each step against the source's.
 
         Args:
-            activation: of the other weights' linears; the source's read f32. ``int8`` means inputs of 8 bits, which AMX
-                gives way to weights of 8: without AMX then, unless HEADRACE_ISA asks for it.
+            activation: of the other weights' linears; the source's read f32. ``int8`` means inputs of 8 bits
+                (`isa_rounding_inputs`), whatever this machine serves.
 
         Raises StorageError if the first comparison finds no room for the source's logits.
         """
@@ -129,7 +129,7 @@ class Evaluator:
         count = len(self._texts)
         chosen = np.linspace(0, count - 1, min(num_texts or count, count)).astype(int)
         found = []
-        isa = isa_of_byte_inputs() if activation == "int8" else None
+        isa = isa_rounding_inputs(activation)
         length = len(self._texts[0])
         with closing(scoring_executor(self._graph, weights, length, activation=activation, isa=isa)) as executor:
             for i in chosen.tolist():

@@ -16,7 +16,8 @@ def available_isa(asked: str | None) -> str:
     return asked or available[-1]
 
 
-def isa_of_byte_inputs() -> str | None:
-    """What to ask for where int8 activations shall be inputs of 8 bits in groups: with AMX, which rounds weights
-    instead, the next best, unless HEADRACE_ISA names one; else None."""
-    return "avx512_vnni" if from_environment().isa is None and available_isa(None) == "amx" else None
+def isa_rounding_inputs(activation: str) -> str | None:
+    """What to ask for where that precision of activations shall be one of inputs: for int8 with AMX, which rounds
+    weights instead, the next best, unless HEADRACE_ISA names one; else None, the usual choice."""
+    rounds_weights = activation == "int8" and from_environment().isa is None and available_isa(None) == "amx"
+    return "avx512_vnni" if rounds_weights else None
