@@ -6,24 +6,20 @@
 // Few queries, as in decoding, add them up in vectors, straight from the cache, while it is being read; more take
 // tiles. The bits are the same: a row of a product depends on that row alone. What lies below the smallest normal f32
 // counts as zero on the way in and out, as it does in tile products.
-#include <immintrin.h>
+#include "attention_amx.h"
 
-#include "tiles_amx.h"
-
-#define HEADRACE_KERNELS amx
 #include "attention_cache.h"
 
 namespace headrace::amx {
 namespace {
 
-constexpr int32_t kFewQueries = 3;  // by measurement
+constexpr int32_t kFewQueries = 3;              // by measurement, as the next
+constexpr int32_t kMostIntegersByVectors = 16;  // queries
 constexpr int32_t kTileQueries = 16;
 constexpr int64_t kTileColumns = 32;                // features of a query, or tokens of weights, in a tile
 constexpr int64_t kTileValues = 16 * kTileColumns;  // bf16 in a tile
 constexpr int64_t kSumColumns = 4 * kLanes;         // of the four tiles that sum
 static_assert(kTileKeys == kSumColumns);
-
-int64_t tiles_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
 
 // Denormal numbers are zeros while this lives: for products only, since results of splits join in the default mode.
 class FlushedDenormals {
@@ -37,10 +33,6 @@ class FlushedDenormals {
 
 HEADRACE_INLINE f32x16 rounded(f32x16 x) {
   return (f32x16)_mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x)), 16);
-}
-
-HEADRACE_INLINE f32x16 add_product(f32x16 a, f32x16 b, f32x16 sum) {
-  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
 }
 
 // 16 features of a query, scaled; zeros behind the last.
@@ -79,7 +71,7 @@ HEADRACE_INLINE void score_runs(const Queries& queries, int32_t first, const Til
       for (int i = 0; i < N; ++i) {
         const f32x16 feature = broadcast(q[d * kBatch + i]);
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) sums[i][g][kHalf] = add_product(feature, keys[g], sums[i][g][kHalf]);
+        for (int g = 0; g < G; ++g) sums[i][g][kHalf] = multiply_add(feature, keys[g], sums[i][g][kHalf]);
       }
     };
 #pragma GCC unroll 2
@@ -135,7 +127,7 @@ HEADRACE_INLINE void sum_columns(const Queries& queries, int32_t first, const Ti
                              const f32x16 weight = broadcast(weights[i * kTileKeys + j]);
 #pragma GCC unroll 4
                              for (int v = 0; v < V; ++v)
-                               sums[i][v][kHalf] = add_product(weight, values[v], sums[i][v][kHalf]);
+                               sums[i][v][kHalf] = multiply_add(weight, values[v], sums[i][v][kHalf]);
                            }
                          });
     }
@@ -189,29 +181,6 @@ void configure(int64_t rows) {
   config.load();
 }
 
-// N sums of 16 columns, from nothing or from what lies side by side, `stride` bytes from row to row.
-template <int N>
-inline void clear() {
-  tile_zero<0>();
-  if (N > 1) tile_zero<1>();
-  if (N > 2) tile_zero<2>();
-  if (N > 3) tile_zero<3>();
-}
-template <int N>
-inline void load_sums(const float* from, int64_t stride) {
-  tile_load<0>(from, stride);
-  if (N > 1) tile_load<1>(from + kLanes, stride);
-  if (N > 2) tile_load<2>(from + 2 * kLanes, stride);
-  if (N > 3) tile_load<3>(from + 3 * kLanes, stride);
-}
-template <int N>
-inline void store_sums(float* to, int64_t stride) {
-  tile_store<0>(to, stride);
-  if (N > 1) tile_store<1>(to + kLanes, stride);
-  if (N > 2) tile_store<2>(to + 2 * kLanes, stride);
-  if (N > 3) tile_store<3>(to + 3 * kLanes, stride);
-}
-
 // The products of `left` and what lies at the first N of `rights`, `at` further, added to the N sums.
 template <int N>
 inline void multiply(const uint16_t* left, const uint16_t* const* rights, int64_t at, int64_t stride) {
@@ -230,40 +199,6 @@ inline void multiply(const uint16_t* left, const uint16_t* const* rights, int64_
     tile_load<5>(rights[3] + at, stride);
     tile_multiply_bf16<3, 4, 5>();
   }
-}
-
-// Call `body<N>()` for N = n, or 4 if it is more.
-template <typename Body>
-HEADRACE_INLINE void with_number(int64_t n, Body body) {
-  switch (n) {
-    case 1:
-      return body.template operator()<1>();
-    case 2:
-      return body.template operator()<2>();
-    case 3:
-      return body.template operator()<3>();
-    default:
-      return body.template operator()<4>();
-  }
-}
-
-// Lane i: the highest lane of x[i]. (One by one they would go to memory and come back as a vector, which waits for all
-// that was stored before.)
-HEADRACE_INLINE f32x16 highest_lanes(const f32x16 (&x)[kTileQueries]) {
-  const auto twos = [&](int i) {
-    const __m512 a = (__m512)x[i], b = (__m512)x[i + 1];
-    return (__m512d)max((f32x16)_mm512_unpacklo_ps(a, b), (f32x16)_mm512_unpackhi_ps(a, b));
-  };
-  const auto fours = [&](int i) {
-    const __m512d a = twos(i), b = twos(i + 2);
-    return (__m512)max((f32x16)_mm512_unpacklo_pd(a, b), (f32x16)_mm512_unpackhi_pd(a, b));
-  };
-  const auto eights = [&](int i) {
-    const __m512 a = fours(i), b = fours(i + 4);
-    return (__m512)max((f32x16)_mm512_shuffle_f32x4(a, b, 0x44), (f32x16)_mm512_shuffle_f32x4(a, b, 0xEE));
-  };
-  const __m512 a = eights(0), b = eights(8);
-  return max((f32x16)_mm512_shuffle_f32x4(a, b, 0x88), (f32x16)_mm512_shuffle_f32x4(a, b, 0xDD));
 }
 
 // A tile of keys and values, in the cache or copied.
@@ -540,6 +475,8 @@ void attend_bf16(const AttentionShape& shape, const KvLayer& layer, const Attent
 
 void attend(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   if (shape.format == KvFormat::bf16) return attend_bf16(shape, layer, task, scratch);
+  if (shape.format == KvFormat::int8 && is_aligned(shape) && task.num_rows * shape.group() > kMostIntegersByVectors)
+    return attend_bytes(shape, layer, task, scratch);
   avx512_vnni::attend(shape, layer, task, scratch);
 }
 

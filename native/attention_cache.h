@@ -33,9 +33,6 @@ struct Place {
   }
 };
 
-// Whether tiles can be read in place.
-bool is_aligned(const AttentionShape& shape) { return shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0; }
-
 // A tile whose runs of 16 each lie in one block, read in place.
 template <typename T>
 Tile<T> tile_in_place(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task,

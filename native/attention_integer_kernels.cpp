@@ -5,15 +5,11 @@
 // are exact, so their order is free; what is rounded is rounded in the order of tiles. One instruction multiplies and
 // adds 32 pairs where f32 takes two and four more to widen the codes. Nobody keeps a widened copy: codes are spread to
 // 16 bits as they are loaded, for all queries of a batch at once. Compiled once per instruction set (see vectors.h).
-#include "attention_queries.h"
-#include "kv_codes.h"
+#include "attention_integers.h"
 
 namespace headrace::HEADRACE_KERNELS {
 namespace {
 
-constexpr float kUnit = 16384.0f;      // of a largest magnitude, in 16 bits: scaling by it is exact
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
-constexpr float kSmallest = 1e-30f;    // largest magnitudes below it count as zero
 constexpr int32_t kRunPairs = kLanes / 2;
 
 // 64 consecutive positions of one KV head in four runs of 16: pairs d, d + 1 of features of run g's keys at
@@ -62,27 +58,13 @@ struct IntegerQueries : Queries {
   }
 };
 
-// Round query i to 16 bits of its largest feature.
+// Round query i, and put its features in pairs.
 template <typename Codes>
-void round_query(const AttentionShape& shape, const IntegerQueries& queries, int32_t i, const float* source) {
+void take_query(const AttentionShape& shape, const IntegerQueries& queries, int32_t i, const float* source) {
   const int64_t dim = queries.dim;
   float* features = queries.q;  // nothing else needs that place
-  for (int64_t d = 0; d < dim; ++d) features[d] = d < shape.head_dim ? source[d] : 0.0f;
-  if (Codes::kRotated) rotate_head(features, shape.head_dim, features + dim);
-  f32x16 largest = {}, damage = {};
-  for (int64_t d = 0; d < dim; d += kLanes) {
-    const f32x16 x = load(features + d);
-    largest = max(largest, max(x, -x));
-    damage = damage + x * 0.0f;
-  }
-  const float peak = max(largest);
-  const bool usable = peak > kSmallest, damaged = !(sum(damage) == 0.0f);
-  const float factor = usable && !damaged ? kUnit / peak : 0.0f;
-  queries.steps[i] = damaged ? __builtin_nanf("") : usable ? peak / kUnit * (shape.scale * kLog2e) : 0.0f;
-
   int16_t* codes = reinterpret_cast<int16_t*>(features + dim);
-  for (int64_t d = 0; d < dim; d += kLanes)
-    store_low16(codes + d, bits_as<i32x16>(load(features + d) * factor + kRound));
+  queries.steps[i] = round_query<Codes>(shape, source, features, codes);
   int32_t* pairs = queries.codes + i / kBatch * kBatch * dim / 2 + i % kBatch;
   for (int64_t d = 0; d < dim; d += 2) __builtin_memcpy(pairs + d / 2 * kBatch, codes + d, sizeof *pairs);
   if constexpr (Codes::kHasLowest) {
@@ -163,7 +145,7 @@ void round_weights(const IntegerQueries& queries, int32_t i, int32_t g) {
     scaled[r] = select(unseen, none, w * load(scales + r * kLanes));
     if (Codes::kHasLowest) offset = offset + select(unseen, none, w * load(lowest + r * kLanes));
     const i32x16 bits = bits_as<i32x16>(scaled[r]);  // in the order of the numbers, and a NaN is the largest
-    best = select(bits > best, bits, best);
+    best = max(bits, best);
   }
   const float peak = std::bit_cast<float>(max(best));
   const float factor = peak > kSmallest ? kUnit / peak : 0.0f;
@@ -211,13 +193,13 @@ HEADRACE_INLINE void sum_columns(const IntegerQueries& queries, int32_t first, c
 #pragma GCC unroll 8
   for (int i = 0; i < N; ++i) {
     float* state = queries.state + (first + i) * queries.stride + d;
-    const float decay = queries.decays[first + i];
+    const f32x16 decay = broadcast(queries.decays[first + i]);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       const int64_t at = (first + i) * queries.groups + g + group_of(v);
       f32x16 added = to_f32(sums[i][v]) * queries.units[at];
       if (Codes::kHasLowest) added = added + queries.offsets[at];
-      store(state + v * kLanes, load(state + v * kLanes) * decay + added);
+      store(state + v * kLanes, multiply_add(load(state + v * kLanes), decay, added));
     }
   }
 }
@@ -251,22 +233,6 @@ void attend_tile(const IntegerQueries& queries, const CodeTile& tile, int32_t be
     sum_values<Codes, N>(queries, first, tile, low / 2, (high + 1) / 2);
   });
 }
-
-// Where the KV head of a task keeps its part of the block of a position.
-struct CodeBlock {
-  const uint8_t *keys, *values;
-  const uint32_t *key_scales, *value_scales;
-
-  CodeBlock(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, int32_t position) {
-    const int64_t block = task.block_table[position / shape.block_size] * layer.block_bytes;
-    const int64_t head = task.kv_head * kv_head_bytes(shape.format, shape.head_dim, shape.block_size);
-    const int64_t scale = task.kv_head * kv_scales(shape.format, shape.head_dim) * shape.block_size;
-    keys = layer.keys + block + head;
-    values = layer.values + block + head;
-    key_scales = reinterpret_cast<const uint32_t*>(layer.key_scales + block) + scale;
-    value_scales = reinterpret_cast<const uint32_t*>(layer.value_scales + block) + scale;
-  }
-};
 
 // One run's scales, from what is stored of its tokens.
 template <typename Codes>
@@ -331,8 +297,9 @@ CodeTile tile_of_copy(const AttentionShape& shape, const KvLayer& layer, const A
     const CodeBlock place(shape, layer, task, position);
     for (int32_t d = 0; d < shape.head_dim; ++d) {
       const CodePlace key(d, offset, shape.block_size), value(offset, d, shape.head_dim);
-      Codes::put(keys, CodePlace(d, j, kTileKeys), Codes::get(place.keys, key));
-      Codes::put(values, CodePlace(j, d, queries.dim), Codes::get(place.values, value));
+      const CodePlace to_key(d, j, kTileKeys), to_value(j, d, queries.dim);
+      Codes::put(keys, to_key.pair, to_key.half, Codes::get(place.keys, key));
+      Codes::put(values, to_value.pair, to_value.half, Codes::get(place.values, value));
     }
     for (int32_t g = 0; g < queries.groups; ++g) {
       const int64_t at = g * kTileKeys + j, stored = int64_t{g} * shape.block_size + offset;
@@ -353,9 +320,9 @@ CodeTile tile_of_copy(const AttentionShape& shape, const KvLayer& layer, const A
 template <typename Codes>
 void attend_as(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, float* scratch) {
   const IntegerQueries queries(shape, task, scratch);
-  const bool aligned = shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
+  const bool aligned = is_aligned(shape);
   each_query(shape, task, queries,
-             [&](int32_t i, const float* features) { round_query<Codes>(shape, queries, i, features); });
+             [&](int32_t i, const float* features) { take_query<Codes>(shape, queries, i, features); });
   const auto tile_at = [&](int32_t begin, int32_t end) {
     attend_tile<Codes>(queries,
                        aligned ? tile_in_place<Codes>(shape, layer, task, queries, begin, end)

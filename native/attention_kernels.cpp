@@ -1,5 +1,5 @@
 // Paged attention with an online softmax (FlashAttention-2, arXiv:2307.08691): f32 arithmetic over f32, bf16 or fp8
-// caches. Caches of integers: attention_integer_kernels.cpp; of bf16 on machines with AMX: attention_amx.cpp.
+// caches. Caches of integers: attention_integer_kernels.cpp; with AMX: attention_amx.cpp.
 //
 // A query (one row, one query head) walks its keys in tiles of 64 positions that start at multiples of 64, in ascending
 // order, and its tiles in splits of 512: what it computes depends on its position and the cache alone. Queries of one

@@ -1,5 +1,5 @@
 // What attention over any cache shares: the queries of a task, the online softmax over their scores, and how results
-// of splits join. Included by attention*_kernels.cpp and attention_amx.cpp only (see vectors.h).
+// of splits join. Included by attention*_kernels.cpp and attention*_amx.cpp only (see vectors.h).
 #pragma once
 
 #include "attention_tiles.h"
@@ -97,32 +97,24 @@ HEADRACE_INLINE f32x16 highest(float* scores, const float* key_scales, int low, 
   return best;
 }
 
-template <bool kScaled>
-void find_highest(const Queries& queries, int32_t begin) {
-  const int32_t count = queries.count;
-  float *scores = queries.scores, *found = queries.subtract;
-  const float* key_scales = queries.key_scales;
-  if (queries.low(count - 1, begin) == 0 && queries.high(0, begin) == kTileKeys) {  // all see the whole tile
-    for (int32_t i = 0; i < count; ++i)
-      found[i] = max(highest<kScaled, false>(scores + i * kTileKeys, key_scales, 0, 0));
-    return;
-  }
-  for (int32_t i = 0; i < count; ++i) {
-    found[i] =
-        max(highest<kScaled, true>(scores + i * kTileKeys, key_scales, queries.low(i, begin), queries.high(i, begin)));
-  }
-}
-
 // Turn the scores of a tile into weights, and take note of their maxima, their sums, and what older sums shrink by.
 template <bool kScaled>
 void soften(const Queries& queries, int32_t begin) {
-  find_highest<kScaled>(queries, begin);
-  for (int32_t i = 0; i < queries.count; i += kLanes) {
-    const f32x16 before = load(queries.maxima + i), now = max(before, load(queries.subtract + i));
+  const bool whole = queries.low(queries.count - 1, begin) == 0 && queries.high(0, begin) == kTileKeys;
+  for (int32_t first = 0; first < queries.count; first += kLanes) {
+    f32x16 found = broadcast(kNegativeInfinity);  // (through memory a vector would wait for all that was stored before)
+    for (int32_t i = first; i < smaller(first + kLanes, queries.count); ++i) {
+      float* scores = queries.scores + i * kTileKeys;
+      const f32x16 lanes =
+          whole ? highest<kScaled, false>(scores, queries.key_scales, 0, 0)
+                : highest<kScaled, true>(scores, queries.key_scales, queries.low(i, begin), queries.high(i, begin));
+      found = select(lane_ids() == i - first, broadcast(max(lanes)), found);
+    }
+    const f32x16 before = load(queries.maxima + first), now = max(before, found);
     const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
-    store(queries.maxima + i, now);
-    store(queries.subtract + i, finite);
-    store(queries.decays + i, exp2(before - finite));
+    store(queries.maxima + first, now);
+    store(queries.subtract + first, finite);
+    store(queries.decays + first, exp2(before - finite));
   }
   for (int32_t i = 0; i < queries.count; ++i) {
     float *weights = queries.scores + i * kTileKeys, *sums = queries.state + i * queries.stride + queries.dim;
@@ -138,6 +130,9 @@ void soften(const Queries& queries, int32_t begin) {
     store(sums, load(sums) * queries.decays[i] + total);
   }
 }
+
+// Whether tiles can be read in place.
+bool is_aligned(const AttentionShape& shape) { return shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0; }
 
 void clear_state(float* state, int64_t count, int64_t dim, int64_t stride) {
   for (int64_t i = 0; i < count; ++i) {

@@ -37,4 +37,5 @@ namespace headrace::amx {
 using avx512_vnni::rope;             // to turn queries by
 constexpr int32_t kMaxQueries = 96;  // whole tiles of 16
 void attend(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);
+void attend_bytes(const AttentionShape&, const KvLayer&, const AttentionTask&, float*);  // int8, read in place
 }  // namespace headrace::amx

@@ -18,7 +18,11 @@ int64_t attention_scratch_floats(int64_t queries, int32_t head_dim) {
       batched * dim / 2 + padded * (1 + scales) + queries * scales * (kTileKeys / 2 + 2) + 4 * scales * kTileKeys;
   // Of tile products: queries, keys and values in bf16; scores and weights of 16 queries.
   const int64_t tiles = (padded * (dim + 16) + kTileKeys * (2 * dim + 16)) / 2 + 16 * kTileKeys * 3 / 2;
-  return shared + std::max(integers, tiles);
+  // Of tile products of bytes: queries and their steps; keys, values and weights; what sums of eight queries take.
+  const int64_t units = (queries + 7) / 8, tile_features = (dim + 63) / 64 * 64;
+  const int64_t bytes =
+      units * (4 * tile_features + 8) + kTileKeys / 4 * (tile_features + dim + 16) + 16 + 24 * kTileKeys + 16 * dim;
+  return shared + std::max({integers, tiles, bytes});
 }
 
 const Kernels& kernels_for(Isa isa) {

@@ -1,5 +1,5 @@
 // Keys and values in pairs as they lie in a block (see AttentionShape), and the rotation of int4's keys. Included by
-// `*_kernels.cpp` and attention_amx.cpp only (see vectors.h).
+// `*_kernels.cpp` and attention*_amx.cpp only (see vectors.h).
 #pragma once
 
 #include "kernels.h"
@@ -25,8 +25,12 @@ struct Int8Codes {
   static int64_t group(int64_t dim) { return dim; }
   static i32x16 load_lanes_of_pairs(const uint8_t* p) { return load_pairs(reinterpret_cast<const int8_t*>(p)); }
   static int32_t get(const uint8_t* codes, CodePlace at) { return static_cast<int8_t>(codes[2 * at.pair + at.half]); }
-  static void put(uint8_t* codes, CodePlace at, int32_t code) {
-    codes[2 * at.pair + at.half] = static_cast<uint8_t>(code);
+  static void put(uint8_t* codes, int64_t pair, int32_t half, int32_t code) {
+    codes[2 * pair + half] = static_cast<uint8_t>(code);
+  }
+  static void put_pair(uint8_t* codes, int64_t pair, int32_t first, int32_t second) {
+    put(codes, pair, 0, first);
+    put(codes, pair, 1, second);
   }
 };
 
@@ -37,9 +41,11 @@ struct Int4Codes {
   static int64_t group(int64_t) { return kInt4Group; }
   static i32x16 load_lanes_of_pairs(const uint8_t* p) { return load_nibble_pairs(p); }
   static int32_t get(const uint8_t* codes, CodePlace at) { return codes[at.pair] >> 4 * at.half & 15; }
-  static void put(uint8_t* codes, CodePlace at, int32_t code) {
-    uint8_t& both = codes[at.pair];
-    both = static_cast<uint8_t>((both & 0xF0 >> 4 * at.half) | code << 4 * at.half);
+  static void put(uint8_t* codes, int64_t pair, int32_t half, int32_t code) {
+    codes[pair] = static_cast<uint8_t>((codes[pair] & 0xF0 >> 4 * half) | code << 4 * half);
+  }
+  static void put_pair(uint8_t* codes, int64_t pair, int32_t first, int32_t second) {
+    codes[pair] = static_cast<uint8_t>(first | second << 4);
   }
 };
 

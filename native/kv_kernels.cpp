@@ -15,7 +15,7 @@ int32_t largest_bits(const float* x, int32_t n) {
   i32x16 largest = {};
   for (int32_t i = 0; i < n; i += kLanes) {
     const i32x16 bits = bits_as<i32x16>(load_part(x + i, count_at(i, n))) & 0x7FFFFFFF;
-    largest = select(bits > largest, bits, largest);
+    largest = max(bits, largest);
   }
   return max(largest);
 }
@@ -34,9 +34,9 @@ bool is_finite_as(const float* k, const float* v, int32_t n) {
   return largest_bits(k, n) <= kMost && largest_bits(v, n) <= kMost;
 }
 
-int32_t nearest_code(float ratio, float least, float most) {
-  const float low = ratio > least ? ratio : least, clamped = low < most ? low : most;
-  return static_cast<int32_t>((clamped + kRound) - kRound);
+HEADRACE_INLINE i32x16 nearest_codes(f32x16 ratios, float least, float most) {
+  const f32x16 low = max(ratios, broadcast(least)), high = broadcast(most);
+  return bits_as<i32x16>(select(low < high, low, high) + kRound) - std::bit_cast<int32_t>(kRound);
 }
 
 // How the features of one head of one token are stored; with the scale of that head where the format has one.
@@ -67,7 +67,7 @@ struct NarrowGroup<Int8Codes> {
   float scale;
 
   NarrowGroup(const float* x, int32_t n) : scale(peak_of(x, n) / 127.0f) {}
-  int32_t operator()(float x) const { return scale > 0.0f ? nearest_code(x / scale, -127.0f, 127.0f) : 0; }
+  i32x16 operator()(f32x16 x) const { return scale > 0.0f ? nearest_codes(x / scale, -127.0f, 127.0f) : i32x16{}; }
   uint32_t stored_scale() const { return std::bit_cast<uint32_t>(scale); }
 };
 
@@ -89,8 +89,8 @@ struct NarrowGroup<Int4Codes> {
     scale = from_bf16(scale_bits);
     if (!(scale <= kLargest)) scale_bits = lowest_bits = to_bf16(__builtin_nanf(""));  // too wide to tell, or damaged
   }
-  int32_t operator()(float x) const {
-    return scale > 0.0f && scale <= kLargest ? nearest_code((x - lowest) / scale, 0.0f, 15.0f) : 0;
+  i32x16 operator()(f32x16 x) const {
+    return scale > 0.0f && scale <= kLargest ? nearest_codes((x - lowest) / scale, 0.0f, 15.0f) : i32x16{};
   }
   uint32_t stored_scale() const { return uint32_t{scale_bits} << 16 | lowest_bits; }
 };
@@ -146,14 +146,17 @@ void write_bf16(const AttentionShape& shape, const KvLayer& layer, int32_t block
   }
 }
 
-// One head of one token, group by group; `place` says where feature d goes.
-template <typename Codes, typename Place>
-void write_head(const AttentionShape& shape, const float* x, uint8_t* codes, uint32_t* scales, Place place) {
+// The codes of one head of one token, group by group, and its scales, `block_size` apart.
+template <typename Codes>
+void narrow_head(const AttentionShape& shape, const float* x, int32_t* codes, uint32_t* scales) {
   const int32_t group = static_cast<int32_t>(Codes::group(shape.head_dim));
   for (int32_t begin = 0; begin < shape.head_dim; begin += group, scales += shape.block_size) {
     const int32_t end = begin + group < shape.head_dim ? begin + group : shape.head_dim;
     const NarrowGroup<Codes> narrow(x + begin, end - begin);
-    for (int32_t d = begin; d < end; ++d) Codes::put(codes, place(d), narrow(x[d]));
+    for (int32_t d = begin; d < end; d += kLanes) {
+      const int32_t count = count_at(d, end);
+      store_part(codes + d, narrow(load_part(x + d, count)), count);
+    }
     *scales = narrow.stored_scale();
   }
 }
@@ -166,19 +169,29 @@ void write_codes(const AttentionShape& shape, const KvLayer& layer, int32_t bloc
   const int64_t head_scales = kv_scales(shape.format, dim) * shape.block_size;
   const int64_t at = block * layer.block_bytes;
   float rotated[2 * kMaxIntegerHeadDim];
+  int32_t codes[kMaxIntegerHeadDim];
+  uint8_t *keys = layer.keys + at, *values = layer.values + at;
   uint32_t* key_scales = reinterpret_cast<uint32_t*>(layer.key_scales + at) + offset;
   uint32_t* value_scales = reinterpret_cast<uint32_t*>(layer.value_scales + at) + offset;
-  for (int32_t head = 0; head < shape.num_kv_heads; ++head) {
-    const float* key = k + head * dim;
+  for (int32_t head = 0; head < shape.num_kv_heads; ++head, k += dim, v += dim) {
+    const float* key = k;
     if (Codes::kRotated) {
       __builtin_memcpy(rotated, key, dim * sizeof(float));
       rotate_head(rotated, dim, rotated + dim);
       key = rotated;
     }
-    write_head<Codes>(shape, key, layer.keys + at + head * head_bytes, key_scales + head * head_scales,
-                      [&](int32_t d) { return CodePlace(d, offset, shape.block_size); });
-    write_head<Codes>(shape, v + head * dim, layer.values + at + head * head_bytes, value_scales + head * head_scales,
-                      [&](int32_t d) { return CodePlace(offset, d, dim); });
+    narrow_head<Codes>(shape, key, codes, key_scales);
+    int64_t pair = offset;
+    for (int32_t d = 0; d + 1 < dim; d += 2, pair += shape.block_size)
+      Codes::put_pair(keys, pair, codes[d], codes[d + 1]);
+    if (dim % 2 != 0) Codes::put(keys, pair, 0, codes[dim - 1]);
+    narrow_head<Codes>(shape, v, codes, value_scales);
+    const int64_t row = offset / 2 * int64_t{dim};
+    for (int32_t d = 0; d < dim; ++d) Codes::put(values, row + d, offset % 2, codes[d]);
+    keys += head_bytes;
+    values += head_bytes;
+    key_scales += head_scales;
+    value_scales += head_scales;
   }
 }
 

@@ -1,5 +1,5 @@
 // Sixteen floats or integers, or eight doubles, at a time: one register with AVX-512, two with AVX2, four with SSE2 or
-// NEON. Included by `*_kernels.cpp`, which are compiled once per instruction set, and by attention_amx.cpp: everything
+// NEON. Included by `*_kernels.cpp`, which are compiled once per instruction set, and by attention*_amx.cpp: everything
 // here has internal linkage, so that no instruction set's copy can stand in for another's.
 //
 // A register is one of the compilers' generic vectors (GCC, Clang). Several are `Two` halves, each with a name: generic
@@ -278,6 +278,23 @@ HEADRACE_INLINE V add_products(V acc, V a, V b) {
   }
 }
 
+// a * b + c, rounded once wherever the machine can do that: for sums whose bits must not depend on what else the
+// compiler has to fuse.
+template <typename V>
+HEADRACE_INLINE V multiply_add(V a, V b, V c) {
+  if constexpr (is_two<V>) {
+    return {multiply_add(a.a, b.a, c.a), multiply_add(a.b, b.b, c.b)};
+  } else {
+#if defined(__AVX512F__)
+    return (V)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (V)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+  }
+}
+
 // Of sixteen pairs of bf16 the first of each, or the second.
 template <int kHalf>
 HEADRACE_INLINE f32x16 load_half(const uint16_t* pairs) {
@@ -329,12 +346,16 @@ HEADRACE_INLINE V max(V a, V b) {
     return {max(a.a, b.a), max(a.b, b.b)};
   } else {
 #if defined(__AVX512F__)
-    return (V)_mm512_max_ps((__m512)a, (__m512)b);
-#elif defined(__AVX2__)
-    return (V)_mm256_max_ps((__m256)a, (__m256)b);
-#else
-    return a > b ? a : b;
+    if constexpr (sizeof(V) == 64 && std::is_same_v<Lane<V>, float>) return (V)_mm512_max_ps((__m512)a, (__m512)b);
+    if constexpr (sizeof(V) == 64 && std::is_same_v<Lane<V>, int>) return (V)_mm512_max_epi32((__m512i)a, (__m512i)b);
 #endif
+#if defined(__AVX2__)
+    if constexpr (sizeof(V) == 32 && std::is_same_v<Lane<V>, float>) return (V)_mm256_max_ps((__m256)a, (__m256)b);
+    if constexpr (sizeof(V) == 32 && std::is_same_v<Lane<V>, int>) return (V)_mm256_max_epi32((__m256i)a, (__m256i)b);
+    if constexpr (sizeof(V) == 16 && std::is_same_v<Lane<V>, float>) return (V)_mm_max_ps((__m128)a, (__m128)b);
+    if constexpr (sizeof(V) == 16 && std::is_same_v<Lane<V>, int>) return (V)_mm_max_epi32((__m128i)a, (__m128i)b);
+#endif
+    return a > b ? a : b;
   }
 }
 
@@ -360,10 +381,10 @@ HEADRACE_INLINE float sum(f32x16 v) {
   return reduce(v, [](auto a, auto b) { return a + b; });
 }
 HEADRACE_INLINE float max(f32x16 v) {
-  return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
+  return reduce(v, [](auto a, auto b) { return max(a, b); });
 }
 HEADRACE_INLINE int32_t max(i32x16 v) {
-  return reduce(v, [](auto a, auto b) { return select(a > b, a, b); });
+  return reduce(v, [](auto a, auto b) { return max(a, b); });
 }
 
 template <typename V>

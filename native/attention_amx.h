@@ -1,0 +1,84 @@
+// What attention by tile products shares, whatever the cache holds. Included by attention*_amx.cpp only (see
+// vectors.h).
+#pragma once
+
+#include <immintrin.h>
+
+#include "tiles_amx.h"
+
+#define HEADRACE_KERNELS amx
+#include "attention_queries.h"
+
+namespace headrace::amx {
+namespace {
+
+int64_t tiles_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
+
+// N sums of 16 columns, from nothing or from what lies side by side, `stride` bytes from row to row.
+template <int N>
+inline void clear() {
+  tile_zero<0>();
+  if (N > 1) tile_zero<1>();
+  if (N > 2) tile_zero<2>();
+  if (N > 3) tile_zero<3>();
+}
+template <int N>
+inline void load_sums(const float* from, int64_t stride) {
+  tile_load<0>(from, stride);
+  if (N > 1) tile_load<1>(from + kLanes, stride);
+  if (N > 2) tile_load<2>(from + 2 * kLanes, stride);
+  if (N > 3) tile_load<3>(from + 3 * kLanes, stride);
+}
+template <int N, typename T>
+inline void store_sums(T* to, int64_t stride) {
+  tile_store<0>(to, stride);
+  if (N > 1) tile_store<1>(to + kLanes, stride);
+  if (N > 2) tile_store<2>(to + 2 * kLanes, stride);
+  if (N > 3) tile_store<3>(to + 3 * kLanes, stride);
+}
+
+// Call `body<N>()` for N = n, or 4 if it is more.
+template <typename Body>
+HEADRACE_INLINE void with_number(int64_t n, Body body) {
+  switch (n) {
+    case 1:
+      return body.template operator()<1>();
+    case 2:
+      return body.template operator()<2>();
+    case 3:
+      return body.template operator()<3>();
+    default:
+      return body.template operator()<4>();
+  }
+}
+
+// Lane i: what `merge` makes of all lanes of x[i]. (One by one they would go to memory and come back as a vector, which
+// waits for all that was stored before.)
+template <typename Merge>
+HEADRACE_INLINE __m512i reduce_lanes(const __m512i (&x)[kLanes], Merge merge) {
+  const auto twos = [&](int i) HEADRACE_INLINE_LAMBDA {
+    return merge(_mm512_unpacklo_epi32(x[i], x[i + 1]), _mm512_unpackhi_epi32(x[i], x[i + 1]));
+  };
+  const auto fours = [&](int i) HEADRACE_INLINE_LAMBDA {
+    const __m512i a = twos(i), b = twos(i + 2);
+    return merge(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  };
+  const auto eights = [&](int i) HEADRACE_INLINE_LAMBDA {
+    const __m512i a = fours(i), b = fours(i + 4);
+    return merge(_mm512_shuffle_i32x4(a, b, 0x44), _mm512_shuffle_i32x4(a, b, 0xEE));
+  };
+  const __m512i a = eights(0), b = eights(8);
+  return merge(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xDD));
+}
+
+// Lane i: the highest lane of x[i].
+HEADRACE_INLINE f32x16 highest_lanes(const f32x16 (&x)[kLanes]) {
+  __m512i bits[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) bits[i] = (__m512i)x[i];
+  return (f32x16)reduce_lanes(
+      bits, [](__m512i a, __m512i b) HEADRACE_INLINE_LAMBDA { return (__m512i)max((f32x16)a, (f32x16)b); });
+}
+
+}  // namespace
+}  // namespace headrace::amx
