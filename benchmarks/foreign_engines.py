@@ -12,6 +12,7 @@ shows at near ties alone.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ def llama_cpp(model: str, prompts: list[list[int]]) -> list[list[int]]:
 
 
 def vllm(model: str, prompts: list[list[int]]) -> list[list[int]]:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; by itself it takes most of the memory, or fails to
     from vllm import LLM, SamplingParams
 
     engine = LLM(model, dtype="bfloat16", max_model_len=OPENING + LENGTH + 8, max_num_seqs=1, enforce_eager=True)

@@ -398,7 +398,7 @@ class Pipeline {
     __builtin_memset(values_, 0, kTileKeys * queries_.dim * sizeof(uint16_t));
     for (int32_t j = tile.low; j < tile.high; ++j) {
       const int32_t position = tile.begin + j;
-      const uint16_t* values = Place<uint16_t>(shape_, layer_, task_, position).values;
+      const uint16_t* values = Place<uint16_t>(shape_, layer_, {task_.block_table, task_.kv_head, position}).values;
       for (int32_t d = 0; d < shape_.head_dim; ++d)
         values_[place_of<uint16_t>(j, d, queries_.dim)] =
             values[place_of<uint16_t>(position % shape_.block_size, d, shape_.head_dim)];
@@ -417,7 +417,7 @@ class Pipeline {
     } else {
       for (int32_t j = tile.low; j < tile.high; ++j) {
         const int32_t position = tile.begin + j;
-        const uint16_t* keys = Place<uint16_t>(shape_, layer_, task_, position).keys;
+        const uint16_t* keys = Place<uint16_t>(shape_, layer_, {task_.block_table, task_.kv_head, position}).keys;
         for (int32_t d = 0; d < shape_.head_dim; ++d)
           keys_[place_of<uint16_t>(d, j, kTileKeys)] =
               keys[place_of<uint16_t>(d, position % shape_.block_size, shape_.block_size)];

@@ -113,7 +113,7 @@ class Pipeline {
     for (int g = 0; g < kTileVectors; ++g) {
       const int32_t run = begin + g * static_cast<int32_t>(kLanes), position = run < end ? run : begin;
       const int32_t offset = position % shape_.block_size;
-      const CodeBlock block(shape_, layer_, task_, position);
+      const CodeBlock block(shape_, layer_, {task_.block_table, task_.kv_head, position});
       tile.keys[g] = block.keys + offset * 2;
       tile.values[g] = block.values + int64_t{offset} * shape_.head_dim;
       tile.key_scales[g] = reinterpret_cast<const float*>(block.key_scales) + offset;

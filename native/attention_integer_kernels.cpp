@@ -256,22 +256,19 @@ void put_scale(uint32_t stored, const TileScales& scales, int64_t at) {
 template <typename Codes>
 CodeTile tile_in_place(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task,
                        const IntegerQueries& queries, int32_t begin, int32_t end) {
-  const int32_t context = queries.position(queries.count - 1) + 1;  // the next split's first tile is fetched early, too
   CodeTile tile;
   tile.key_stride = shape.block_size * Codes::kPairBytes;
   tile.value_stride = shape.head_dim * Codes::kPairBytes;
   for (int r = 0; r < kTileVectors; ++r) {
     const int32_t run = begin + r * static_cast<int32_t>(kLanes), position = run < end ? run : begin;
     const int32_t offset = position % shape.block_size;
-    const CodeBlock place(shape, layer, task, position);
+    const CodeBlock place(shape, layer, {task.block_table, task.kv_head, position});
     tile.keys[r] = place.keys + offset * Codes::kPairBytes;
     tile.values[r] = place.values + offset / 2 * tile.value_stride;
-    const int32_t next = run + kTileKeys < context ? run + kTileKeys : position, next_offset = next % shape.block_size;
-    const CodeBlock ahead(shape, layer, task, next);
+    const Position next = run_ahead(task, queries, run, 1, position), late = run_ahead(task, queries, run, 2, position);
+    const int32_t next_offset = next.index % shape.block_size, late_offset = late.index % shape.block_size;
+    const CodeBlock ahead(shape, layer, next), far(shape, layer, late);
     tile.next_keys[r] = ahead.keys + next_offset * Codes::kPairBytes;
-    const int32_t late = run + 2 * kTileKeys < context ? run + 2 * kTileKeys : next,
-                  late_offset = late % shape.block_size;
-    const CodeBlock far(shape, layer, task, late);
     tile.far_keys[r] = far.keys + late_offset * Codes::kPairBytes;
     tile.far_values[r] = far.values + late_offset / 2 * tile.value_stride;
     for (int32_t g = 0; g < queries.groups; ++g) {
@@ -294,7 +291,7 @@ CodeTile tile_of_copy(const AttentionShape& shape, const KvLayer& layer, const A
   __builtin_memset(keys, 0, kTileKeys * queries.dim * Codes::kPairBytes);
   for (int32_t position = begin; position < smaller(end, begin + kTileKeys); ++position) {
     const int32_t offset = position % shape.block_size, j = position - begin;
-    const CodeBlock place(shape, layer, task, position);
+    const CodeBlock place(shape, layer, {task.block_table, task.kv_head, position});
     for (int32_t d = 0; d < shape.head_dim; ++d) {
       const CodePlace key(d, offset, shape.block_size), value(offset, d, shape.head_dim);
       const CodePlace to_key(d, j, kTileKeys), to_value(j, d, queries.dim);

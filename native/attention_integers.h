@@ -38,10 +38,10 @@ struct CodeBlock {
   const uint8_t *keys, *values;
   const uint32_t *key_scales, *value_scales;
 
-  CodeBlock(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, int32_t position) {
-    const int64_t block = task.block_table[position / shape.block_size] * layer.block_bytes;
-    const int64_t head = task.kv_head * kv_head_bytes(shape.format, shape.head_dim, shape.block_size);
-    const int64_t scale = task.kv_head * kv_scales(shape.format, shape.head_dim) * shape.block_size;
+  CodeBlock(const AttentionShape& shape, const KvLayer& layer, const Position& position) {
+    const int64_t block = position.block_table[position.index / shape.block_size] * layer.block_bytes;
+    const int64_t head = position.kv_head * kv_head_bytes(shape.format, shape.head_dim, shape.block_size);
+    const int64_t scale = position.kv_head * kv_scales(shape.format, shape.head_dim) * shape.block_size;
     keys = layer.keys + block + head;
     values = layer.values + block + head;
     key_scales = reinterpret_cast<const uint32_t*>(layer.key_scales + block) + scale;

@@ -82,7 +82,7 @@ void gather_keys(const AttentionShape& shape, const KvLayer& layer, const Attent
   __builtin_memset(queries.copy, 0, kTileKeys * queries.dim * sizeof(float));
   for (int32_t position = begin; position < smaller(end, begin + kTileKeys); ++position) {
     const int32_t offset = position % shape.block_size, j = position - begin;
-    const Place<T> place(shape, layer, task, position);
+    const Place<T> place(shape, layer, {task.block_table, task.kv_head, position});
     if constexpr (is_scaled<T>) {
       queries.key_scales[j] = place.key_scales[offset];
       queries.value_scales[j] = place.value_scales[offset];
@@ -98,7 +98,7 @@ void gather_values(const AttentionShape& shape, const KvLayer& layer, const Atte
   __builtin_memset(queries.copy, 0, kTileKeys * queries.dim * sizeof(float));
   for (int32_t position = begin; position < smaller(end, begin + kTileKeys); ++position) {
     const int32_t offset = position % shape.block_size, j = position - begin;
-    const T* values = Place<T>(shape, layer, task, position).values;
+    const T* values = Place<T>(shape, layer, {task.block_table, task.kv_head, position}).values;
     for (int32_t d = 0; d < shape.head_dim; ++d)
       queries.copy[j * queries.dim + d] = widen(values[place_of<T>(offset, d, shape.head_dim)]);
   }

@@ -63,6 +63,24 @@ struct Queries {
   int32_t high(int32_t i, int32_t begin) const { return smaller(position(i) + 1 - begin, kTileKeys); }
 };
 
+// A position of one KV head of a sequence.
+struct Position {
+  const int32_t* block_table;
+  int32_t kv_head, index;
+};
+
+// What lies `tiles` tiles after the run at `run`: in the same task, in what comes after it, or, where there is nothing,
+// at `otherwise`.
+HEADRACE_INLINE Position run_ahead(const AttentionTask& task, const Queries& queries, int32_t run, int32_t tiles,
+                                   int32_t otherwise) {
+  const int32_t end = smaller(queries.position(queries.count - 1) + 1, task.split_end * kSplitKeys);
+  const int32_t ahead = run + tiles * kTileKeys, beyond = ahead - (end + kTileKeys - 1) / kTileKeys * kTileKeys;
+  if (ahead < end) return {task.block_table, task.kv_head, ahead};
+  const NextKeys& next = task.next;
+  if (beyond >= 0 && next.begin + beyond < next.end) return {next.block_table, next.kv_head, next.begin + beyond};
+  return {task.block_table, task.kv_head, otherwise};
+}
+
 // Call `body<N>(first)` for the queries in batches of N <= kBatch.
 template <int N, typename Body>
 HEADRACE_INLINE void rest(int32_t first, int32_t count, Body body) {

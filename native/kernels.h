@@ -77,6 +77,13 @@ constexpr int32_t kTileKeys = 64;
 // arithmetic of a row is the same whether one worker takes all its splits or several take some each.
 constexpr int32_t kSplitKeys = 512;
 
+// Keys that a worker will probably meet next, to be asked for early: positions [begin, end) of a KV head.
+struct NextKeys {
+  const int32_t* block_table = nullptr;  // or there are none
+  int32_t kv_head = 0;
+  int32_t begin = 0, end = 0;
+};
+
 // Work of one call: some consecutive rows of a sequence, one KV head, some splits.
 struct AttentionTask {
   const int32_t* block_table;
@@ -95,6 +102,7 @@ struct AttentionTask {
   // each row, and how many floats a row's lie after the row's before.
   float* partial;
   int64_t partial_row;
+  NextKeys next;
 };
 
 // Floats of one query's unfinished result: weighted sum of values (padded to 16), sums of weights, maximum score.

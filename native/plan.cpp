@@ -148,11 +148,12 @@ void Plan::replay(const Step& step, bool timed) {
       &shared);
 }
 
-// A worker takes the chunks of its own share in order, then what others have left of theirs. Linears have a share for
-// each worker, so that each reads on through memory instead of leaping over what the others read: what is fetched ahead
-// of one chunk is the next one's. Other ops have one.
+// A worker takes the chunks of its own share in order, then what others have left of theirs. Linears and attention have
+// a share for each worker, so that each reads on through memory instead of leaping over what the others read: what is
+// fetched ahead of one chunk is the next one's. Other ops have one.
 void Plan::run_op(const Replay& replay, size_t i, int64_t chunks, int worker) {
-  const int64_t shares = ops_[i]->kind == OpKind::linear ? runtime_.pool.size() : 1;
+  const bool in_shares = ops_[i]->kind == OpKind::linear || ops_[i]->kind == OpKind::attention;
+  const int64_t shares = in_shares ? runtime_.pool.size() : 1;
   for (int64_t k = 0; k < shares; ++k) {
     const int64_t share = (worker + k) % shares, begin = chunks * share / shares;
     const int64_t count = chunks * (share + 1) / shares - begin;

@@ -289,6 +289,16 @@ int64_t AttentionOp::num_chunks(const Replay& replay) const {
   return static_cast<int64_t>(replay.schedule.chunks().size()) * shape.num_kv_heads;
 }
 
+NextKeys AttentionOp::keys_of(const Replay& replay, int64_t chunk) const {
+  if (chunk == num_chunks(replay)) return {};
+  const RowChunk& part = replay.schedule.chunks()[chunk / shape.num_kv_heads];
+  const int32_t first = replay.step.positions[part.row], last = first + part.num_rows - 1;
+  const int32_t unseen = shape.window > 0 ? std::max(first - shape.window + 1, 0) / kTileKeys * kTileKeys : 0;
+  return {replay.step.block_tables + int64_t{part.seq} * replay.step.table_width,
+          static_cast<int32_t>(chunk % shape.num_kv_heads), std::max(part.split_begin * kSplitKeys, unseen),
+          std::min(part.split_end * kSplitKeys, last + 1)};
+}
+
 void AttentionOp::run(const Replay& replay, int64_t chunk, int worker) const {
   const RowChunk& part = replay.schedule.chunks()[chunk / shape.num_kv_heads];
   const int32_t kv_head = static_cast<int32_t>(chunk % shape.num_kv_heads);
@@ -313,7 +323,8 @@ void AttentionOp::run(const Replay& replay, int64_t chunk, int worker) const {
                            part.split_begin,
                            part.split_end,
                            partial,
-                           int64_t{part.num_splits} * shape.num_heads * partial_floats(shape.head_dim)};
+                           int64_t{part.num_splits} * shape.num_heads * partial_floats(shape.head_dim),
+                           keys_of(replay, chunk + 1)};
   replay.runtime.kernels.attend(shape, layer, task, replay.scratch(worker));
 }
 

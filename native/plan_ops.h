@@ -124,6 +124,7 @@ struct AttentionOp final : Op {
               const View& out);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
+  NextKeys keys_of(const Replay& replay, int64_t chunk) const;
   View q;
   const Rotation* rotation;
   KvLayer layer;
