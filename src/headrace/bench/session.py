@@ -13,13 +13,13 @@ from headrace.bench.latency import latency
 from headrace.bench.limits import Limits, Roofs
 from headrace.bench.report import Findings, Report
 from headrace.bench.throughput import prefill, throughput
-from headrace.bench.validity import check_disturbance, check_limits
+from headrace.bench.validity import check_disturbance, check_limits, check_pace
 from headrace.bench.workloads import uniform
 from headrace.formats.resolve import resolve_model
 from headrace.llm.config import LLMConfig
 from headrace.llm.llm import LLM
 from headrace.llm.loader import load_graph, main_kernel_kind, stored_formats
-from headrace.plan.calibrate import calibrate_here
+from headrace.plan.calibrate import calibrate_here, pace
 from headrace.plan.load import watch
 from headrace.plan.machine import Machine
 
@@ -74,9 +74,11 @@ def measure(benchmark: str, options: Mapping[str, Any], settings: Settings) -> t
     path = resolve_model(model)
     calibration, host = calibrate_here(num_threads=rest["num_threads"])
     session = _session(model, rest, settings, calibration.machine)
+    before = pace(calibration.machine)
     with watch(host) as seen:
         findings = BENCHMARKS[benchmark](session)
-    around = [*check_disturbance(seen.disturbance()), check_limits(calibration)]
+    speed = check_pace(before, pace(calibration.machine))
+    around = [*check_disturbance(seen.disturbance()), check_limits(calibration), speed]
     report = Report(
         benchmark=benchmark,
         environment=environment(calibration.machine),

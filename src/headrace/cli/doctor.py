@@ -23,14 +23,15 @@ def run(args: argparse.Namespace) -> int:
     from headrace.base.settings import from_environment
     from headrace.cli.outlook import outlook
     from headrace.plan.advice import Build, advise
-    from headrace.plan.calibrate import calibrate_here
+    from headrace.plan.calibrate import calibrate_here, pace
     from headrace.plan.load import glance
     from headrace.plan.report import machine_lines
 
     calibration, host = calibrate_here(remeasure=args.remeasure)
     machine = calibration.machine
     disturbance = calibration.disturbance if calibration.measured_now else glance(host)
-    warnings = advise(calibration, host, disturbance, Build.here())
+    speed = 1.0 if calibration.measured_now else pace(machine)
+    warnings = advise(calibration, host, disturbance, Build.here(), pace=speed)
     model = outlook(args.model, machine, args.context) if args.model else None
     if args.json:
         report: dict[str, Any] = machine.as_dict() | {

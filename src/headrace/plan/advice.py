@@ -42,17 +42,24 @@ class Build:
         )
 
 
-def advise(calibration: Calibration, host: Host, disturbance: Disturbance, build: Build) -> list[Advice]:
+_SLOW = 0.8  # of the measured rate: below, something is the matter
+
+
+def advise(
+    calibration: Calibration, host: Host, disturbance: Disturbance, build: Build, *, pace: float = 1.0
+) -> list[Advice]:
     """Everything that costs speed here, what costs most first.
 
     Args:
         disturbance: what else uses the machine, seen while measuring or now.
+        pace: see `headrace.plan.calibrate.pace`.
     """
     machine = calibration.machine
     return [
         *_build(machine, build),
         *_cores(machine, host),
         *_disturbance(machine, disturbance),
+        *_pace(machine, pace),
         *_memory(machine),
         *_cache(calibration),
     ]
@@ -162,6 +169,19 @@ def _disturbance(machine: Machine, seen: Disturbance) -> list[Advice]:
             )
         )
     return found
+
+
+def _pace(machine: Machine, pace: float) -> list[Advice]:
+    if pace >= _SLOW:
+        return []
+    return [
+        Advice(
+            "slow_now",
+            f"{machine.num_threads} threads multiply at {pace:.0%} of the rate measured {machine.measured_at}: others"
+            " share these cores' arithmetic units, or heat slows them.",
+            "Use dedicated cores or a quieter hour; headrace doctor --remeasure takes today's rate for the limit.",
+        )
+    ]
 
 
 def _memory(machine: Machine) -> list[Advice]:

@@ -22,7 +22,7 @@ MIB = 1 << 20
 SMALLEST, LARGEST = MIB // 8, 512 * MIB
 UNKNOWN_MEMORY = 512 * MIB  # what is taken to be free where the system does not tell
 
-_SECONDS_PER_SIZE, _SECONDS_PER_RATE = 0.08, 0.2
+_SECONDS_PER_SIZE, _SECONDS_PER_RATE, _SECONDS_PER_PACE = 0.08, 0.2, 0.05
 _VERSION = 1  # of what the file holds and how it was measured
 
 
@@ -119,6 +119,17 @@ def working_sets(host: Host) -> list[int]:
     while sizes[-1] * 8 <= most:
         sizes.append(sizes[-1] * 2)
     return [*sizes, max(most, 2 * sizes[-1])]
+
+
+def pace(machine: Machine) -> float:
+    """How fast all threads multiply now, as a share of the rate kept for the fastest arithmetic.
+
+    Neighbours on other hardware threads of the same cores, and heat, slow a machine down and leave no trace in its
+    counters.
+    """
+    fastest = max(machine.matrix_rate, key=lambda name: machine.matrix_rate[name])
+    threads = min(machine.num_threads, machine.cores)
+    return _native.matrix_rate(fastest, machine.isa, threads, _SECONDS_PER_PACE) / machine.matrix_rate[fastest]
 
 
 def _measure(host: Host, num_threads: int, isa: str) -> dict[str, Any]:

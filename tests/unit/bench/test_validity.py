@@ -8,6 +8,7 @@ from headrace.bench.validity import (
     check_disturbance,
     check_limits,
     check_outputs,
+    check_pace,
     check_spread,
     check_warm_up,
     worst,
@@ -88,3 +89,12 @@ def test_limits_measured_beside_others_warn():
     machine = SimpleNamespace(measured_at="2026-11-25")
     assert check_limits(SimpleNamespace(machine=machine, disturbance=Disturbance())).verdict == "ok"
     assert check_limits(SimpleNamespace(machine=machine, disturbance=Disturbance(steal=0.5))).verdict == "warning"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "verdict"), [(1.0, 0.97, "ok"), (0.5, 1.0, "warning"), (1.0, 0.79, "warning")]
+)
+def test_a_machine_that_became_slower_warns(before, after, verdict):
+    check = check_pace(before, after)
+    assert (check.name, check.verdict) == ("pace", verdict)
+    assert f"{before:.0%}" in check.detail

@@ -14,11 +14,11 @@ HOST = replace(Host.here(), cpus=(0, 1), physical_cores=2)
 GOOD = Build(optimized=True, x86_kernels=True, architecture="x86_64")
 
 
-def codes(*, host=HOST, seen=Disturbance(), build=GOOD, problem="", **changes) -> list[str]:  # noqa: B008
+def codes(*, host=HOST, seen=Disturbance(), build=GOOD, problem="", pace=1.0, **changes) -> list[str]:  # noqa: B008
     calibration = Calibration(
         machine=machine(**changes), measured_now=True, disturbance=seen, cache_file=None, cache_problem=problem
     )
-    found = advise(calibration, host, seen, build)
+    found = advise(calibration, host, seen, build, pace=pace)
     for advice in found:
         assert advice.cause.endswith("."), advice
         assert advice.remedy, advice
@@ -40,6 +40,7 @@ def test_nothing_is_wrong_with_a_good_machine():
         ("hardware_threads", {"host": replace(HOST, physical_cores=1)}),
         ("busy", {"seen": Disturbance(others=0.7)}),
         ("steal", {"seen": Disturbance(steal=0.2)}),
+        ("slow_now", {"pace": 0.5}),
         ("throttled", {"seen": Disturbance(throttled=3), "cpu_quota": 2.0}),
         ("not_optimized", {"build": replace(GOOD, optimized=False)}),
         ("no_x86_kernels", {"build": replace(GOOD, x86_kernels=False), "isas": ("portable",), "isa": "portable"}),

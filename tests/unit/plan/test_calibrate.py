@@ -8,9 +8,10 @@ import pytest
 
 from headrace import _native
 from headrace.plan import calibrate as module
-from headrace.plan.calibrate import calibrate, working_sets
+from headrace.plan.calibrate import calibrate, pace, working_sets
 from headrace.plan.host import Host
 from headrace.plan.load import Disturbance, Watch
+from tests.unit.plan.machines import machine
 
 MIB = 1 << 20
 ISA = _native.available_isas()[-1]
@@ -177,3 +178,14 @@ def test_more_threads_than_cores_measure_the_cores(monkeypatch):
 def test_the_key_holds_the_build():
     key = module._key(Host.here(), 2, "portable")
     assert key["build"] == [os.stat(_native.__file__).st_size, os.stat(_native.__file__).st_mtime_ns]
+
+
+def test_pace_is_a_share_of_the_fastest_rate(monkeypatch):
+    asked = []
+    monkeypatch.setattr(_native, "matrix_rate", lambda *what: asked.append(what[:3]) or 4e12)
+    assert pace(machine(num_threads=3)) == 0.25
+    assert asked == [("int8", "amx", 2)]
+
+
+def test_pace_of_this_machine():
+    assert pace(calibrate(Host.here(), num_threads=THREADS, isa=ISA).machine) > 0.1
