@@ -85,6 +85,12 @@ BLOCKS = {
     "q4_k": ([0], 170.0),
     "q6_k": ([208], 1370.0),
 }
+FILE_TYPES = {
+    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "q4_k": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+"""What other engines ask for before they read anything."""
 
 
 def random_matrix(name: str, rows: int, columns: int, rng: np.random.Generator) -> np.ndarray:
@@ -119,6 +125,8 @@ def write_gguf(shape: Shape, name: str, path: Path) -> None:
     rng = np.random.default_rng(SEED)
     writer = gguf.GGUFWriter(path, shape.family)
     writer.add_name(path.stem)
+    writer.add_file_type(FILE_TYPES[name])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_context_length(8192)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
