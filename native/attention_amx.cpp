@@ -1,4 +1,5 @@
-// Attention over bf16 caches on machines with AMX (see attention_kernels.cpp for the walk over tiles and splits).
+// Attention on machines with AMX: over bf16 caches here, over int8 in attention_bytes_amx.cpp (see
+// attention_kernels.cpp for the walk over tiles and splits).
 //
 // Queries and weights are rounded to bf16, as keys and values are; sums are f32. They are those of tile products, which
 // take 32 features (of keys) or tokens (of values) at a time:
@@ -341,11 +342,10 @@ class Pipeline {
       found[row] = whole ? highest<false, false>(scores, nullptr, 0, 0)
                          : highest<false, true>(scores, nullptr, queries_.low(i, begin), queries_.high(i, begin));
     }
-    const f32x16 before = load(queries_.maxima + unit.first), now = max(before, highest_lanes(found));
-    const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
-    store(queries_.maxima + unit.first, now);
-    store(unit.subtract, finite);
-    store(unit.decays, exp2(before - finite));
+    const Peaks peaks(load(queries_.maxima + unit.first), highest_lanes(found));
+    store(queries_.maxima + unit.first, peaks.maxima);
+    store(unit.subtract, peaks.subtract);
+    store(unit.decays, peaks.decays);
   }
 
   HEADRACE_INLINE void weigh(const Unit& unit, int32_t row) {
@@ -465,8 +465,9 @@ void attend_bf16(const AttentionShape& shape, const KvLayer& layer, const Attent
   configure(smaller(queries.count, kTileQueries));
   attend_splits(shape, task, queries, [&](int32_t split) {
     const FlushedDenormals flushed;
-    each_tile(queries, split, [&](int32_t begin, int32_t end) { pipeline.attend_tile(begin, end); });
-    pipeline.flush();
+    each_tile(
+        queries, split, [&](int32_t begin, int32_t end) { pipeline.attend_tile(begin, end); },
+        [&] { pipeline.flush(); });
   });
   release_tiles();
 }

@@ -21,7 +21,8 @@ static_assert(kTileKeys == kTileColumns);
 struct CodeTile {
   const uint8_t *keys[kTileVectors], *values[kTileVectors];
   const float *key_scales[kTileVectors], *value_scales[kTileVectors];
-  int32_t begin;  // its first position
+  const uint8_t* next_keys[kTileVectors];  // of the tile after it
+  int32_t begin;                           // its first position
 };
 
 // Up to eight queries and a tile.
@@ -56,7 +57,7 @@ class Pipeline {
     const auto take_bytes = [&](int64_t bytes) { return reinterpret_cast<int8_t*>(take(bytes / 4)); };
     const int64_t units = tiles_of(queries.count, kUnitQueries);
     q_ = take_bytes(units * feature_tiles_ * kTileBytes);
-    steps_ = take(units * kUnitQueries);
+    steps_ = take(tiles_of(queries.count, kLanes) * kLanes);  // all parts begin with a cache line
     keys_ = take_bytes(feature_tiles_ * kTileColumns * kTileKeys);
     values_ = take_bytes(queries.dim * kTileKeys);
     weights_ = take_bytes(kTileBytes);
@@ -65,13 +66,12 @@ class Pipeline {
     products_ = reinterpret_cast<int32_t*>(take(16 * kTileKeys));
     sums_ = reinterpret_cast<int32_t*>(take(16 * queries.dim));
     __builtin_memset(q_, 0, units * feature_tiles_ * kTileBytes);
-    __builtin_memset(steps_, 0, units * kUnitQueries * sizeof(float));
     configure();
   }
   ~Pipeline() { release_tiles(); }
 
   void take_query(int32_t i, const float* source) {
-    int16_t* codes = reinterpret_cast<int16_t*>(queries_.q + 2 * queries_.dim);
+    int16_t* codes = reinterpret_cast<int16_t*>(queries_.q + queries_.dim);
     steps_[i] = round_query<Int8Codes>(shape_, source, queries_.q, codes);
     int8_t* unit = q_ + i / kUnitQueries * feature_tiles_ * kTileBytes;
     const int64_t row = i % kUnitQueries;
@@ -118,6 +118,8 @@ class Pipeline {
       tile.values[g] = block.values + int64_t{offset} * shape_.head_dim;
       tile.key_scales[g] = reinterpret_cast<const float*>(block.key_scales) + offset;
       tile.value_scales[g] = reinterpret_cast<const float*>(block.value_scales) + offset;
+      const Position next = run_ahead(task_, queries_, run, 1, position);
+      tile.next_keys[g] = CodeBlock(shape_, layer_, next).keys + next.index % shape_.block_size * 2;
       __builtin_prefetch(tile.key_scales[g]);
       __builtin_prefetch(tile.value_scales[g]);
     }
@@ -218,11 +220,10 @@ class Pipeline {
         found[row] = max(s, found[row]);
       }
     }
-    const f32x16 before = load_part(queries_.maxima + unit.first, unit.rows()), now = max(before, highest_lanes(found));
-    const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
-    store_part(queries_.maxima + unit.first, now, unit.rows());
-    store(unit.subtract, finite);
-    store(unit.decays, exp2(before - finite));
+    const Peaks peaks(load_part(queries_.maxima + unit.first, rows), highest_lanes(found));
+    store_part(queries_.maxima + unit.first, peaks.maxima, rows);
+    store(unit.subtract, peaks.subtract);
+    store(unit.decays, peaks.decays);
   }
 
   // Weights of a tile, times the scales of its values, to 16 bits of the largest.
@@ -248,7 +249,7 @@ class Pipeline {
         total = total + w;
         const f32x16 scaled = select(w == none, none, w * scales[g]);  // unseen: whatever lies there
         store(at, scaled);
-        best[row] = _mm512_max_epi32(best[row], (__m512i)scaled);  // in the order of the numbers; a NaN is the largest
+        best[row] = _mm512_max_epi32(best[row], (__m512i)scaled);  // in the order of the numbers
       }
       float* sum = sums + row * stride;
       store(sum, load(sum) * unit.decays[row] + total);
@@ -314,14 +315,17 @@ class Pipeline {
     }
   }
 
-  // [kTileKeys / 4][dim][4], in the order of digits of weights.
+  // [kTileKeys / 4][dim][4], in the order of digits of weights; meanwhile the keys of the tile after it are asked for.
   void copy_values(const CodeTile& tile) {
     const int64_t dim = queries_.dim, stride = 2 * dim;
     for (int quad = 0; quad < kLanes / kQuad; ++quad) {
       for (int g = 0; g < kTileVectors; ++g) {
         const uint8_t* from = tile.values[g] + 2 * quad * stride;
         int8_t* to = values_ + (kTileVectors * quad + g) * kQuad * dim;
-        for (int64_t d = 0; d < dim; d += kLanes) store_quads(to + kQuad * d, from + 2 * d, from + stride + 2 * d);
+        for (int64_t d = 0; d < dim; d += kLanes) {
+          store_quads(to + kQuad * d, from + 2 * d, from + stride + 2 * d);
+          __builtin_prefetch(tile.next_keys[g] + (quad * dim + d) * kQuad * 2);
+        }
       }
     }
   }
@@ -352,8 +356,9 @@ void attend_bytes(const AttentionShape& shape, const KvLayer& layer, const Atten
   Pipeline pipeline(shape, layer, task, queries);
   each_query(shape, task, queries, [&](int32_t i, const float* features) { pipeline.take_query(i, features); });
   attend_splits(shape, task, queries, [&](int32_t split) {
-    each_tile(queries, split, [&](int32_t begin, int32_t end) { pipeline.attend_tile(begin, end); });
-    pipeline.flush();
+    each_tile(
+        queries, split, [&](int32_t begin, int32_t end) { pipeline.attend_tile(begin, end); },
+        [&] { pipeline.flush(); });
   });
 }
 

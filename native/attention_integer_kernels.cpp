@@ -144,7 +144,7 @@ void round_weights(const IntegerQueries& queries, int32_t i, int32_t g) {
     const auto unseen = w == none;  // whatever lies there
     scaled[r] = select(unseen, none, w * load(scales + r * kLanes));
     if (Codes::kHasLowest) offset = offset + select(unseen, none, w * load(lowest + r * kLanes));
-    const i32x16 bits = bits_as<i32x16>(scaled[r]);  // in the order of the numbers, and a NaN is the largest
+    const i32x16 bits = bits_as<i32x16>(scaled[r]);  // in the order of the numbers
     best = max(bits, best);
   }
   const float peak = std::bit_cast<float>(max(best));

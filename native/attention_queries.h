@@ -115,6 +115,16 @@ HEADRACE_INLINE f32x16 highest(float* scores, const float* key_scales, int low, 
   return best;
 }
 
+// What a tile's highest scores change: the highest so far, what is subtracted from scores, what older sums shrink by.
+struct Peaks {
+  f32x16 maxima, subtract, decays;
+
+  HEADRACE_INLINE Peaks(f32x16 before, f32x16 found)
+      : maxima(max(before, found)),
+        subtract(select(maxima == kNegativeInfinity, f32x16{}, maxima)),  // of a query that has seen nothing yet
+        decays(exp2(before - subtract)) {}
+};
+
 // Turn the scores of a tile into weights, and take note of their maxima, their sums, and what older sums shrink by.
 template <bool kScaled>
 void soften(const Queries& queries, int32_t begin) {
@@ -128,11 +138,10 @@ void soften(const Queries& queries, int32_t begin) {
                 : highest<kScaled, true>(scores, queries.key_scales, queries.low(i, begin), queries.high(i, begin));
       found = select(lane_ids() == i - first, broadcast(max(lanes)), found);
     }
-    const f32x16 before = load(queries.maxima + first), now = max(before, found);
-    const f32x16 finite = select(now == kNegativeInfinity, f32x16{}, now);  // of a query that has seen nothing yet
-    store(queries.maxima + first, now);
-    store(queries.subtract + first, finite);
-    store(queries.decays + first, exp2(before - finite));
+    const Peaks peaks(load(queries.maxima + first), found);
+    store(queries.maxima + first, peaks.maxima);
+    store(queries.subtract + first, peaks.subtract);
+    store(queries.decays + first, peaks.decays);
   }
   for (int32_t i = 0; i < queries.count; ++i) {
     float *weights = queries.scores + i * kTileKeys, *sums = queries.state + i * queries.stride + queries.dim;
@@ -150,7 +159,9 @@ void soften(const Queries& queries, int32_t begin) {
 }
 
 // Whether tiles can be read in place.
-bool is_aligned(const AttentionShape& shape) { return shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0; }
+HEADRACE_INLINE bool is_aligned(const AttentionShape& shape) {
+  return shape.block_size % kLanes == 0 && shape.head_dim % kLanes == 0;
+}
 
 void clear_state(float* state, int64_t count, int64_t dim, int64_t stride) {
   for (int64_t i = 0; i < count; ++i) {
@@ -169,7 +180,7 @@ void fold(float* into, const float* next, int64_t dim) {
   }
   const float peak = into[sums] > next[sums] ? into[sums] : next[sums];
   const f32x16 a = exp2(broadcast(into[sums] - peak)), b = exp2(broadcast(next[sums] - peak));
-  for (int64_t d = 0; d < sums; d += kLanes) store(into + d, load(into + d) * a + load(next + d) * b);
+  for (int64_t d = 0; d < sums; d += kLanes) store(into + d, multiply_add(load(into + d), a, load(next + d) * b));
   into[sums] = peak;
 }
 
@@ -220,16 +231,26 @@ void attend_splits(const AttentionShape& shape, const AttentionTask& task, const
   }
 }
 
-// The tiles of one split in order: `attend_tile(begin, end)` with the first position of each and the end of them all.
-template <typename AttendTile>
-void each_tile(const Queries& queries, int32_t split, AttendTile attend_tile) {
+// The tiles of one split in order: `attend_tile(begin, end)` with the first position of each and the end of them all,
+// and `flush()` after the last.
+template <typename AttendTile, typename Flush>
+void each_tile(const Queries& queries, int32_t split, AttendTile attend_tile, Flush flush) {
   const int32_t end = smaller((split + 1) * kSplitKeys, queries.position(queries.count - 1) + 1);
   const int32_t first = larger(split * kSplitKeys, queries.first_key(0) / kTileKeys * kTileKeys);
   clear_state(queries.state, queries.count, queries.dim, queries.stride);
   for (int32_t i = 0; i < queries.count; i += kLanes) store(queries.maxima + i, broadcast(kNegativeInfinity));
   for (int32_t begin = first; begin < end; begin += kTileKeys) attend_tile(begin, end);
-  for (int32_t i = 0; i < queries.count; ++i)
-    queries.state[i * queries.stride + queries.dim + kLanes] = queries.maxima[i];
+  flush();
+  for (int32_t i = 0; i < queries.count; ++i) {
+    float* sums = queries.state + i * queries.stride + queries.dim;
+    const float total = sum(load(sums));
+    sums[kLanes] = total == total ? queries.maxima[i] : total;  // else it would be lost where no other key is seen
+  }
+}
+
+template <typename AttendTile>
+void each_tile(const Queries& queries, int32_t split, AttendTile attend_tile) {
+  each_tile(queries, split, attend_tile, [] {});
 }
 
 }  // namespace

@@ -32,8 +32,8 @@ bool has_amx() {
 #if defined(__linux__)
   unsigned a, b, c, d;
   if (!has_avx512_vnni() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
-  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  constexpr unsigned kBf16TileInt8 = 1u << 22 | 1u << 24 | 1u << 25;
+  if ((d & kBf16TileInt8) != kBf16TileInt8) return false;
   if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || (a & 1u << 5) == 0) return false;  // AVX512_BF16
   // Linux hands out the 8 KiB of tile registers per process, on request. The permission is inherited by threads.
   constexpr long kRequestPermission = 0x1023, kTileData = 18;

@@ -21,7 +21,7 @@ int64_t attention_scratch_floats(int64_t queries, int32_t head_dim) {
   // Of tile products of bytes: queries and their steps; keys, values and weights; what sums of eight queries take.
   const int64_t units = (queries + 7) / 8, tile_features = (dim + 63) / 64 * 64;
   const int64_t bytes =
-      units * (4 * tile_features + 8) + kTileKeys / 4 * (tile_features + dim + 16) + 16 + 24 * kTileKeys + 16 * dim;
+      units * 4 * tile_features + padded + kTileKeys / 4 * (tile_features + dim + 16) + 16 + 24 * kTileKeys + 16 * dim;
   return shared + std::max({integers, tiles, bytes});
 }
 

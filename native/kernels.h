@@ -157,7 +157,8 @@ struct Kernels {
   int32_t max_queries = 72;
 };
 
-// The table for an available instruction set. (That of AMX is AVX-512's with VNNI, but for attention over bf16.)
+// The table for an available instruction set. (That of AMX is AVX-512's with VNNI, but for attention over bf16 and
+// int8.)
 const Kernels& kernels_for(Isa isa);
 
 }  // namespace headrace

@@ -22,11 +22,6 @@ namespace {
 using Named = std::pair<const char*, PeakLoop>;
 
 #ifdef HEADRACE_X86
-bool has_amx_int8() {
-  unsigned a, b, c, d;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 25) != 0;
-}
-
 std::vector<Named> loops(Isa isa) {
   if (isa == Isa::portable) return {{"f32", portable::peak_f32()}};
   if (isa == Isa::avx2) {
@@ -35,7 +30,7 @@ std::vector<Named> loops(Isa isa) {
   std::vector<Named> found = {{"f32", avx512::peak_f32()}};
   if (isa == Isa::amx) {
     found.emplace_back("bf16", peak_bf16_amx());
-    if (has_amx_int8()) found.emplace_back("int8", peak_int8_amx());
+    found.emplace_back("int8", peak_int8_amx());
     return found;
   }
   if (__builtin_cpu_supports("avx512bf16")) found.emplace_back("bf16", peak_bf16_avx512_bf16());

@@ -149,19 +149,17 @@ void Plan::replay(const Step& step, bool timed) {
 }
 
 // A worker takes the chunks of its own share in order, then what others have left of theirs. Linears and attention have
-// a share for each worker, so that each reads on through memory instead of leaping over what the others read: what is
-// fetched ahead of one chunk is the next one's. Other ops have one.
+// a share for each worker, so that each mostly reads on through memory instead of leaping over what the others read.
+// Other ops have one.
 void Plan::run_op(const Replay& replay, size_t i, int64_t chunks, int worker) {
-  const bool in_shares = ops_[i]->kind == OpKind::linear || ops_[i]->kind == OpKind::attention;
-  const int64_t shares = in_shares ? runtime_.pool.size() : 1;
+  const Op& op = *ops_[i];
+  const int64_t shares = op.num_shares(replay);
   for (int64_t k = 0; k < shares; ++k) {
-    const int64_t share = (worker + k) % shares, begin = chunks * share / shares;
-    const int64_t count = chunks * (share + 1) / shares - begin;
+    const int64_t share = (worker + k) % shares, begin = op.share_begin(replay, chunks, share, shares);
+    const int64_t count = op.share_begin(replay, chunks, share + 1, shares) - begin;
     std::atomic<int32_t>& taken = taken_[i * max_shares_ + share];
     if (taken.load(std::memory_order_relaxed) >= count) continue;
-    for (int64_t n; (n = taken.fetch_add(1, std::memory_order_relaxed)) < count;) {
-      ops_[i]->run(replay, begin + n, worker);
-    }
+    for (int64_t n; (n = taken.fetch_add(1, std::memory_order_relaxed)) < count;) op.run(replay, begin + n, worker);
   }
 }
 

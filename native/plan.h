@@ -86,6 +86,11 @@ class Op {
   // How many chunks this replay's rows make; 0: nothing to do. The same on every worker.
   virtual int64_t num_chunks(const Replay& replay) const = 0;
   virtual void run(const Replay& replay, int64_t chunk, int worker) const = 0;
+  // How many shares a step's chunks lie in, see Plan::run_op, and where share `i` of them begins.
+  virtual int64_t num_shares(const Replay&) const { return 1; }
+  virtual int64_t share_begin(const Replay&, int64_t chunks, int64_t i, int64_t shares) const {
+    return chunks * i / shares;
+  }
 
   const OpKind kind;
   std::vector<Touch> touches;

@@ -289,6 +289,16 @@ int64_t AttentionOp::num_chunks(const Replay& replay) const {
   return static_cast<int64_t>(replay.schedule.chunks().size()) * shape.num_kv_heads;
 }
 
+// Sequences differ in length: shares are of equal work.
+int64_t AttentionOp::share_begin(const Replay& replay, int64_t chunks, int64_t i, int64_t shares) const {
+  const std::vector<int64_t>& before = replay.schedule.costs_before();
+  const int64_t work = before.back() * shape.num_kv_heads, wanted = work * i / shares;
+  if (wanted == work) return chunks;
+  const auto part = std::upper_bound(before.begin(), before.end(), wanted / shape.num_kv_heads) - before.begin() - 1;
+  const int64_t rest = wanted - before[part] * shape.num_kv_heads;
+  return part * shape.num_kv_heads + rest / (before[part + 1] - before[part]);
+}
+
 NextKeys AttentionOp::keys_of(const Replay& replay, int64_t chunk) const {
   if (chunk == num_chunks(replay)) return {};
   const RowChunk& part = replay.schedule.chunks()[chunk / shape.num_kv_heads];

@@ -69,6 +69,7 @@ struct LinearOp : Op {
            const View& out);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
+  int64_t num_shares(const Replay& replay) const override { return replay.runtime.pool.size(); }
   Span x;
   const Linear& linear;
   const float* bias;
@@ -124,6 +125,8 @@ struct AttentionOp final : Op {
               const View& out);
   int64_t num_chunks(const Replay& replay) const override;
   void run(const Replay& replay, int64_t chunk, int worker) const override;
+  int64_t num_shares(const Replay& replay) const override { return replay.runtime.pool.size(); }
+  int64_t share_begin(const Replay& replay, int64_t chunks, int64_t i, int64_t shares) const override;
   NextKeys keys_of(const Replay& replay, int64_t chunk) const;
   View q;
   const Rotation* rotation;

@@ -70,6 +70,7 @@ AttentionSchedule::AttentionSchedule(int num_threads, const Limits& limits)
       max_partials_(num_threads > 1 ? 4 * num_threads * num_splits(limits.max_positions) : 0),
       seq_of_row_(limits.max_tokens) {
   chunks_.reserve(limits.max_tokens + max_partials_);
+  costs_before_.reserve(chunks_.capacity() + 1);
   split_rows_.reserve(4 * num_threads);
 }
 
@@ -94,13 +95,15 @@ void AttentionSchedule::plan(const Step& step, int32_t max_rows) {
     }
   }
   // Longest first, so that the last ones to be taken are short.
+  const auto cost = [&](const RowChunk& c) {
+    return int64_t{c.num_rows} *
+           std::min((c.split_end - c.split_begin) * kSplitKeys, step.positions[c.row + c.num_rows - 1] + 1);
+  };
   std::sort(chunks_.begin(), chunks_.end(), [&](const RowChunk& a, const RowChunk& b) {
-    const auto cost = [&](const RowChunk& c) {
-      return int64_t{c.num_rows} *
-             std::min((c.split_end - c.split_begin) * kSplitKeys, step.positions[c.row + c.num_rows - 1] + 1);
-    };
     return cost(a) != cost(b) ? cost(a) > cost(b) : (a.row != b.row ? a.row < b.row : a.split_begin < b.split_begin);
   });
+  costs_before_.assign(1, 0);
+  for (const RowChunk& chunk : chunks_) costs_before_.push_back(costs_before_.back() + cost(chunk));
 }
 
 }  // namespace headrace

@@ -60,6 +60,8 @@ class AttentionSchedule {
   void plan(const Step& step, int32_t max_rows);
 
   const std::vector<RowChunk>& chunks() const { return chunks_; }
+  // The work of all chunks before each, one more than there are chunks: of rows times keys.
+  const std::vector<int64_t>& costs_before() const { return costs_before_; }
   const std::vector<SplitRow>& split_rows() const { return split_rows_; }
   int32_t max_partials() const { return max_partials_; }
   int32_t sequence_of(int32_t row) const { return seq_of_row_[row]; }
@@ -67,6 +69,7 @@ class AttentionSchedule {
  private:
   int32_t num_workers_, max_partials_;
   std::vector<RowChunk> chunks_;
+  std::vector<int64_t> costs_before_;
   std::vector<SplitRow> split_rows_;
   std::vector<int32_t> seq_of_row_;
 };

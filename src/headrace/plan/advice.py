@@ -5,7 +5,7 @@ import platform
 from dataclasses import dataclass
 
 from headrace import _native
-from headrace.plan.calibrate import Calibration
+from headrace.plan.calibrate import FAST_PACE, SLOW_PACE, Calibration
 from headrace.plan.host import Host
 from headrace.plan.load import Disturbance
 from headrace.plan.machine import Machine
@@ -42,9 +42,6 @@ class Build:
         )
 
 
-_SLOW = 0.8  # of the measured rate: below, something is the matter
-
-
 def advise(
     calibration: Calibration, host: Host, disturbance: Disturbance, build: Build, *, pace: float = 1.0
 ) -> list[Advice]:
@@ -59,7 +56,7 @@ def advise(
         *_build(machine, build),
         *_cores(machine, host),
         *_disturbance(machine, disturbance),
-        *_pace(machine, pace),
+        *([] if disturbance.spoils_rates or disturbance.throttled else _pace(machine, pace)),
         *_memory(machine),
         *_cache(calibration),
     ]
@@ -172,14 +169,16 @@ def _disturbance(machine: Machine, seen: Disturbance) -> list[Advice]:
 
 
 def _pace(machine: Machine, pace: float) -> list[Advice]:
-    if pace >= _SLOW:
+    if SLOW_PACE <= pace <= FAST_PACE:
         return []
+    found = f"{machine.num_threads} threads multiply at {pace:.0%} of the rate measured {machine.measured_at}"
+    if pace > FAST_PACE:
+        return [Advice("limits_slow", f"{found}: that was a slow hour.", "Measure again: headrace doctor --remeasure.")]
     return [
         Advice(
             "slow_now",
-            f"{machine.num_threads} threads multiply at {pace:.0%} of the rate measured {machine.measured_at}: others"
-            " share these cores' arithmetic units, or heat slows them.",
-            "Use dedicated cores or a quieter hour; headrace doctor --remeasure takes today's rate for the limit.",
+            f"{found}: others share these cores' arithmetic units, or heat slows them.",
+            "Use dedicated cores or a quieter hour.",
         )
     ]
 

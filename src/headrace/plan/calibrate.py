@@ -22,6 +22,9 @@ MIB = 1 << 20
 SMALLEST, LARGEST = MIB // 8, 512 * MIB
 UNKNOWN_MEMORY = 512 * MIB  # what is taken to be free where the system does not tell
 
+SLOW_PACE, FAST_PACE = 0.8, 1.25
+"""Paces beyond which limits do not describe the machine: it is slower than it was, or it was slow when measured."""
+
 _SECONDS_PER_SIZE, _SECONDS_PER_RATE, _SECONDS_PER_PACE = 0.08, 0.2, 0.05
 _VERSION = 1  # of what the file holds and how it was measured
 
@@ -128,12 +131,17 @@ def pace(machine: Machine) -> float:
     counters.
     """
     fastest = max(machine.matrix_rate, key=lambda name: machine.matrix_rate[name])
-    threads = min(machine.num_threads, machine.cores)
+    threads = _measured_threads(machine.num_threads)
     return _native.matrix_rate(fastest, machine.isa, threads, _SECONDS_PER_PACE) / machine.matrix_rate[fastest]
 
 
+def _measured_threads(num_threads: int) -> int:
+    """More than there are cores would measure their switching."""
+    return min(num_threads, _native.available_cores())
+
+
 def _measure(host: Host, num_threads: int, isa: str) -> dict[str, Any]:
-    threads = min(num_threads, _native.available_cores())  # more than there are cores would measure their switching
+    threads = _measured_threads(num_threads)
     return {
         "read_bandwidth": {
             str(size): _native.read_bandwidth(size, threads, _SECONDS_PER_SIZE) for size in working_sets(host)

@@ -92,7 +92,8 @@ def test_limits_measured_beside_others_warn():
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict"), [(1.0, 0.97, "ok"), (0.5, 1.0, "warning"), (1.0, 0.79, "warning")]
+    ("before", "after", "verdict"),
+    [(1.0, 0.97, "ok"), (0.5, 1.0, "warning"), (1.0, 0.79, "warning"), (1.0, 1.9, "warning")],
 )
 def test_a_machine_that_became_slower_warns(before, after, verdict):
     check = check_pace(before, after)

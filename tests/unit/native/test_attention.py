@@ -132,7 +132,19 @@ def test_the_cache_holds_what_the_rounding_rule_says(isa, kv_format) -> None:
 @pytest.mark.parametrize("kv_format", KV_FORMATS)
 @pytest.mark.parametrize(
     ("heads", "dim", "window"),
-    [(9, 16, 0), (9, 16, 20), (9, 80, 0), (42, 16, 0), (3, 64, 0), (6, 64, 33), (9, 128, 0), (12, 96, 7), (3, 24, 0)],
+    [
+        (9, 16, 0),
+        (9, 16, 20),
+        (9, 80, 0),
+        (42, 16, 0),
+        (3, 64, 0),
+        (6, 64, 33),
+        (9, 128, 0),
+        (12, 96, 7),
+        (3, 24, 0),
+        (33, 64, 0),  # 88 queries at once, eleven units of eight
+        (6, 272, 0),
+    ],
 )
 def test_is_the_same_however_the_tokens_are_chunked(isa, kv_format, heads, dim, window) -> None:
     """Few rows read the cache in place, many read a widened copy, or take tile products; a batch of queries has one to
@@ -221,6 +233,39 @@ def test_a_damaged_key_or_value_shows(isa, kv_format, damaged) -> None:
     assert np.isfinite(got[:20]).all()
     assert np.isnan(got[20:, :2]).all()
     assert np.isfinite(got[20:, 2:]).all()
+
+
+@pytest.mark.parametrize("isa", available_isas())
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+@pytest.mark.parametrize("place", [512, 511, 3])
+def test_a_damaged_key_shows_across_splits(isa, kv_format, place) -> None:
+    """Where it is the only key of its split that a query sees, and where it is in the one before."""
+    graph = one_attention(2, 1, 16, 0)
+    weights = dict(random_weights(graph, seed=3))
+    embed, matrix = (weights[f"{name}.weight"].to_f32().copy() for name in ("embed", "k"))
+    embed[:, 0] = np.where(np.arange(VOCAB) == 5, np.float32(10), np.float32(0))
+    matrix[:, 0] = 0
+    matrix[3, 0] = 3e38
+    weights |= {"embed.weight": RawTensor.from_f32(embed), "k.weight": RawTensor.from_f32(matrix)}
+    for name in "qv":
+        clean = weights[f"{name}.weight"].to_f32().copy()
+        clean[:, 0] = 0
+        weights[f"{name}.weight"] = RawTensor.from_f32(clean)
+    tokens = np.random.default_rng(6).integers(6, VOCAB, 1100).tolist()
+    tokens[place] = 5
+    for chunks in ([1100], [513, 587], [512, 1, 511, 1, 75]):
+        executor = NativeExecutor(
+            graph, weights, num_blocks=70, isa=isa, kv_format=kv_format, max_model_len=1120, max_batched_tokens=1120
+        )
+        stepper, found, begin = Stepper(executor), [], 0
+        for size in chunks:
+            part = tokens[begin : begin + size]
+            found.append(stepper.run({"a": part}, sampled=0, taps=("attn",)).taps["attn"])
+            begin += size
+        executor.close()
+        got = np.concatenate(found)
+        assert np.isfinite(got[:place]).all()
+        assert np.isnan(got[place:]).all()
 
 
 def test_a_head_too_large_for_exact_sums_is_named() -> None:

@@ -41,6 +41,7 @@ def test_nothing_is_wrong_with_a_good_machine():
         ("busy", {"seen": Disturbance(others=0.7)}),
         ("steal", {"seen": Disturbance(steal=0.2)}),
         ("slow_now", {"pace": 0.5}),
+        ("limits_slow", {"pace": 1.9}),
         ("throttled", {"seen": Disturbance(throttled=3), "cpu_quota": 2.0}),
         ("not_optimized", {"build": replace(GOOD, optimized=False)}),
         ("no_x86_kernels", {"build": replace(GOOD, x86_kernels=False), "isas": ("portable",), "isa": "portable"}),
@@ -90,3 +91,7 @@ def test_one_core_with_one_thread_is_fine():
 
 def test_this_build():
     assert Build.here().optimized
+
+
+def test_what_is_slow_for_a_known_reason_is_said_once():
+    assert codes(pace=0.5, seen=Disturbance(others=0.7)) == ["busy"]
