@@ -209,20 +209,10 @@ struct CachedTile {
   int32_t low, high;  // tokens that a query of the task sees
 };
 
-// Up to 16 queries and a tile of keys and values.
-struct Unit {
-  const CachedTile* tile = nullptr;
-  int32_t first = 0, end = 0;  // queries
-  int32_t low = 0, high = 0;   // tokens that one of them sees
-  bool first_of_tile = false;
-  float subtract[kTileQueries];  // from scores
-  float decays[kTileQueries];    // of what is older
-
-  int32_t rows() const { return end - first; }
-};
-
-// Units one after the other, each in two steps, so that none waits for the other's products.
+// The queries of a task and its tiles, by tile products.
 class Pipeline {
+  using TileUnit = Unit<CachedTile>;
+
  public:
   Pipeline(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, const Queries& queries)
       : shape_(shape),
@@ -262,38 +252,21 @@ class Pipeline {
     tile.high = queries_.high(queries_.count - 1, begin);
     if (aligned_) tile.at = tile_in_place<uint16_t>(shape_, layer_, task_, queries_, begin, end);
     if (copies_keys_) copy_keys(tile);
-    bool is_first = true;
-    for (int32_t first = 0; first < queries_.count; first += kTileQueries) {
-      const int32_t stop = smaller(first + kTileQueries, queries_.count);
-      const int32_t low = queries_.low(first, begin), high = queries_.high(stop - 1, begin);
-      if (low >= high) continue;
-      push(&tile, first, stop, low, high, is_first);
-      is_first = false;
-    }
+    units_.push(queries_, tile, kTileQueries, [this](TileUnit& next, const TileUnit& now) { run(next, now); });
   }
 
-  void flush() { push(nullptr, 0, 0, 0, 0, false); }
+  void flush() {
+    units_.flush([this](TileUnit& next, const TileUnit& now) { run(next, now); });
+  }
 
  private:
   static HEADRACE_INLINE void store_bf16(uint16_t* to, f32x16 a, f32x16 b) {
     _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
   }
 
-  void push(const CachedTile* tile, int32_t first, int32_t end, int32_t low, int32_t high, bool first_of_tile) {
-    const int64_t i = num_units_++;
-    Unit& unit = units_[i % 2];
-    unit.tile = tile;
-    unit.first = first;
-    unit.end = end;
-    unit.low = low;
-    unit.high = high;
-    unit.first_of_tile = first_of_tile;
-    run(unit, units_[(i + 1) % 2]);
-  }
-
   // The scores of a unit and their highest, the weights and the values of the one before. Tile products and
   // multiply-adds of vectors hinder each other, so they take turns.
-  void run(Unit& next, const Unit& now) {
+  void run(TileUnit& next, const TileUnit& now) {
     if (now.first_of_tile) copy_values(*now.tile);
     for (int32_t row = 0; row < now.rows(); ++row) {
       weigh(now, row);
@@ -305,7 +278,7 @@ class Pipeline {
   }
 
   template <int N>
-  HEADRACE_INLINE void score(const Unit& unit) {
+  HEADRACE_INLINE void score(const TileUnit& unit) {
     const Tile<uint16_t>& tile = unit.tile->at;
     const uint16_t* q = q_ + unit.first / kTileQueries * feature_tiles_ * kTileValues;
     clear<N>();
@@ -329,7 +302,7 @@ class Pipeline {
   }
 
   // From the highest scores of the tile, what is subtracted from scores and what older results shrink by.
-  void find_decays(Unit& unit) {
+  void find_decays(TileUnit& unit) {
     const int32_t begin = unit.tile->begin;
     const bool whole = queries_.low(unit.end - 1, begin) == 0 && queries_.high(unit.first, begin) == kTileKeys;
     f32x16 found[kTileQueries];
@@ -348,7 +321,7 @@ class Pipeline {
     store(unit.decays, peaks.decays);
   }
 
-  HEADRACE_INLINE void weigh(const Unit& unit, int32_t row) {
+  HEADRACE_INLINE void weigh(const TileUnit& unit, int32_t row) {
     const float* scores = scores_ + row * kTileKeys;
     const f32x16 subtract = broadcast(unit.subtract[row]);
     float* sums = queries_.state + (unit.first + row) * queries_.stride + queries_.dim;
@@ -364,7 +337,7 @@ class Pipeline {
       store_bf16(weights_ + g / 2 * kTileValues + row * kTileColumns, weights[g], weights[g + 1]);
   }
 
-  HEADRACE_INLINE void sum_values(const Unit& unit) {
+  HEADRACE_INLINE void sum_values(const TileUnit& unit) {
     for (int64_t d = 0; d < queries_.dim; d += kSumColumns) {
       const uint16_t* values = values_ + 2 * d;
       const uint16_t* const columns[] = {values, values + 2 * kLanes, values + 4 * kLanes, values + 6 * kLanes};
@@ -434,8 +407,8 @@ class Pipeline {
   const int64_t feature_tiles_;
   const bool aligned_, copies_keys_;
   CachedTile tiles_[2];
-  int64_t num_tiles_ = 0, num_units_ = 0;
-  Unit units_[2];
+  int64_t num_tiles_ = 0;
+  Units<CachedTile> units_;
   uint16_t* q_;        // [16 queries][32 features][16][32]
   uint16_t* keys_;     // a copy: [features / 2][kTileKeys][2]
   uint16_t* values_;   // a copy: [kTileKeys / 2][dim][2]

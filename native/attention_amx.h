@@ -80,5 +80,65 @@ HEADRACE_INLINE f32x16 highest_lanes(const f32x16 (&x)[kLanes]) {
       bits, [](__m512i a, __m512i b) HEADRACE_INLINE_LAMBDA { return (__m512i)max((f32x16)a, (f32x16)b); });
 }
 
+// Some queries, at most 16, and a tile of keys and values, a `T`.
+template <typename T>
+struct Unit {
+  const T* tile = nullptr;
+  int32_t first = 0, end = 0;  // queries
+  int32_t low = 0, high = 0;   // tokens that one of them sees
+  bool first_of_tile = false;
+  float subtract[kLanes];  // from scores
+  float decays[kLanes];    // of what is older
+
+  int32_t rows() const { return end - first; }
+};
+
+// Units one after the other, each in two steps, so that none waits for the other's products: `run(next, now)` does the
+// first of one and the second of the one before.
+template <typename T>
+class Units {
+ public:
+  // All queries that see some of the tile, `size` at a time.
+  template <typename Run>
+  void push(const Queries& queries, const T& tile, int32_t size, Run run) {
+    bool is_first = true;
+    for (int32_t first = 0; first < queries.count; first += size) {
+      const int32_t stop = smaller(first + size, queries.count);
+      const int32_t low = queries.low(first, tile.begin), high = queries.high(stop - 1, tile.begin);
+      if (low >= high) continue;
+      push({&tile, first, stop, low, high, is_first}, run);
+      is_first = false;
+    }
+  }
+
+  template <typename Run>
+  void flush(Run run) {
+    push({}, run);
+  }
+
+ private:
+  struct Which {
+    const T* tile = nullptr;
+    int32_t first = 0, end = 0, low = 0, high = 0;
+    bool first_of_tile = false;
+  };
+
+  template <typename Run>
+  void push(const Which& which, Run run) {
+    const int64_t i = count_++;
+    Unit<T>& unit = units_[i % 2];
+    unit.tile = which.tile;
+    unit.first = which.first;
+    unit.end = which.end;
+    unit.low = which.low;
+    unit.high = which.high;
+    unit.first_of_tile = which.first_of_tile;
+    run(unit, units_[(i + 1) % 2]);
+  }
+
+  Unit<T> units_[2];
+  int64_t count_ = 0;
+};
+
 }  // namespace
 }  // namespace headrace::amx

@@ -25,22 +25,12 @@ struct CodeTile {
   int32_t begin;                           // its first position
 };
 
-// Up to eight queries and a tile.
-struct Unit {
-  const CodeTile* tile = nullptr;
-  int32_t first = 0, end = 0;  // queries
-  int32_t high = 0;            // tokens that one of them sees
-  bool first_of_tile = false;
-  float subtract[kLanes];  // from scores
-  float decays[kLanes];    // of what is older
-
-  int32_t rows() const { return end - first; }
-};
-
 HEADRACE_INLINE __m512i load_bytes(const void* p) { return _mm512_loadu_si512(p); }
 
-// Units one after the other, each in two steps, so that none waits for the other's products.
+// The queries of a task and its tiles, by tile products.
 class Pipeline {
+  using TileUnit = Unit<CodeTile>;
+
  public:
   Pipeline(const AttentionShape& shape, const KvLayer& layer, const AttentionTask& task, const Queries& queries)
       : shape_(shape),
@@ -87,17 +77,12 @@ class Pipeline {
     CodeTile& tile = tiles_[num_tiles_++ % 2];
     place(tile, begin, end);
     copy_keys(tile);
-    bool is_first = true;
-    for (int32_t first = 0; first < queries_.count; first += kUnitQueries) {
-      const int32_t stop = smaller(first + kUnitQueries, queries_.count);
-      const int32_t low = queries_.low(first, begin), high = queries_.high(stop - 1, begin);
-      if (low >= high) continue;
-      push(&tile, first, stop, high, is_first);
-      is_first = false;
-    }
+    units_.push(queries_, tile, kUnitQueries, [this](TileUnit& next, const TileUnit& now) { run(next, now); });
   }
 
-  void flush() { push(nullptr, 0, 0, 0, false); }
+  void flush() {
+    units_.flush([this](TileUnit& next, const TileUnit& now) { run(next, now); });
+  }
 
  private:
   // Tile registers: 0 to 3 sum, 4 holds digits, 5 to 7 keys or values.
@@ -125,19 +110,8 @@ class Pipeline {
     }
   }
 
-  void push(const CodeTile* tile, int32_t first, int32_t end, int32_t high, bool first_of_tile) {
-    const int64_t i = num_units_++;
-    Unit& unit = units_[i % 2];
-    unit.tile = tile;
-    unit.first = first;
-    unit.end = end;
-    unit.high = high;
-    unit.first_of_tile = first_of_tile;
-    run(unit, units_[(i + 1) % 2]);
-  }
-
   // The scores of a unit and their highest, the weights and the values of the one before.
-  void run(Unit& next, const Unit& now) {
+  void run(TileUnit& next, const TileUnit& now) {
     if (now.tile) {
       if (now.first_of_tile) copy_values(*now.tile);
       weigh(now);
@@ -169,7 +143,7 @@ class Pipeline {
   }
 
   template <int N>
-  HEADRACE_INLINE void score(const Unit& unit) {
+  HEADRACE_INLINE void score(const TileUnit& unit) {
     const int8_t* q = q_ + unit.first / kUnitQueries * feature_tiles_ * kTileBytes;
     clear<N>();
     for (int64_t i = 0; i < feature_tiles_; ++i)
@@ -194,7 +168,7 @@ class Pipeline {
   }
 
   // From the scores of the tile and their highest, what is subtracted from them and what older results shrink by.
-  void find_decays(Unit& unit) {
+  void find_decays(TileUnit& unit) {
     const int32_t begin = unit.tile->begin;
     const bool all = queries_.low(unit.end - 1, begin) == 0 && queries_.high(unit.first, begin) == kTileKeys;
     f32x16 scales[kTileVectors], found[kLanes];
@@ -227,7 +201,7 @@ class Pipeline {
   }
 
   // Weights of a tile, times the scales of its values, to 16 bits of the largest.
-  void weigh(const Unit& unit) {
+  void weigh(const TileUnit& unit) {
     const int32_t rows = unit.rows();
     const int64_t stride = queries_.stride, digits = kUnitQueries * kTileColumns;
     float *sums = queries_.state + unit.first * stride + queries_.dim, *const scores = scores_;
@@ -282,7 +256,7 @@ class Pipeline {
   }
 
   // Scale results by their decays; add the weighted values.
-  void add_sums(const Unit& unit) {
+  void add_sums(const TileUnit& unit) {
     const int64_t dim = queries_.dim, stride = queries_.stride, lower = kUnitQueries * dim;
     const int32_t* sums = sums_;
     float* state = queries_.state + unit.first * stride;
@@ -336,8 +310,8 @@ class Pipeline {
   const Queries& queries_;
   const int64_t feature_tiles_;
   CodeTile tiles_[2];
-  int64_t num_tiles_ = 0, num_units_ = 0;
-  Unit units_[2];
+  int64_t num_tiles_ = 0;
+  Units<CodeTile> units_;
   int8_t* q_;            // [8 queries][64 features][16][64]
   float* steps_;         // [queries], of which their features are multiples
   int8_t* keys_;         // see copy_keys
