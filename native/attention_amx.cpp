@@ -222,18 +222,12 @@ class Pipeline {
         feature_tiles_(tiles_of(queries.dim, kTileColumns)),
         aligned_(is_aligned(shape)),
         copies_keys_(!aligned_ || shape.head_dim % kTileColumns != 0) {
-    float* at = queries.end;
-    const auto take = [&at](int64_t floats) {
-      float* part = at;
-      at += floats;
-      return part;
-    };
-    const auto take_bf16 = [&](int64_t values) { return reinterpret_cast<uint16_t*>(take(values / 2)); };
-    q_ = take_bf16(tiles_of(queries.count, kTileQueries) * feature_tiles_ * kTileValues);
-    keys_ = take_bf16(feature_tiles_ * kTileColumns * kTileKeys);
-    values_ = take_bf16(queries.dim * kTileKeys);
-    scores_ = take(kTileQueries * kTileKeys);
-    weights_ = take_bf16(kTileQueries * kTileKeys);
+    Scratch parts{queries.end};
+    q_ = parts.take<uint16_t>(tiles_of(queries.count, kTileQueries) * feature_tiles_ * kTileValues);
+    keys_ = parts.take<uint16_t>(feature_tiles_ * kTileColumns * kTileKeys);
+    values_ = parts.take<uint16_t>(queries.dim * kTileKeys);
+    scores_ = parts.take(kTileQueries * kTileKeys);
+    weights_ = parts.take<uint16_t>(kTileQueries * kTileKeys);
   }
 
   void take_query(int32_t i, const float* features) {

@@ -38,23 +38,17 @@ class Pipeline {
         task_(task),
         queries_(queries),
         feature_tiles_(tiles_of(queries.dim, kTileColumns)) {
-    float* at = queries.end;
-    const auto take = [&at](int64_t floats) {
-      float* part = at;
-      at += floats;
-      return part;
-    };
-    const auto take_bytes = [&](int64_t bytes) { return reinterpret_cast<int8_t*>(take(bytes / 4)); };
+    Scratch parts{queries.end};
     const int64_t units = tiles_of(queries.count, kUnitQueries);
-    q_ = take_bytes(units * feature_tiles_ * kTileBytes);
-    steps_ = take(tiles_of(queries.count, kLanes) * kLanes);  // all parts begin with a cache line
-    keys_ = take_bytes(feature_tiles_ * kTileColumns * kTileKeys);
-    values_ = take_bytes(queries.dim * kTileKeys);
-    weights_ = take_bytes(kTileBytes);
-    weight_units_ = take(kLanes);
-    scores_ = take(kUnitQueries * kTileKeys);
-    products_ = reinterpret_cast<int32_t*>(take(16 * kTileKeys));
-    sums_ = reinterpret_cast<int32_t*>(take(16 * queries.dim));
+    q_ = parts.take<int8_t>(units * feature_tiles_ * kTileBytes);
+    steps_ = parts.take(tiles_of(queries.count, kLanes) * kLanes);  // all parts begin with a cache line
+    keys_ = parts.take<int8_t>(feature_tiles_ * kTileColumns * kTileKeys);
+    values_ = parts.take<int8_t>(queries.dim * kTileKeys);
+    weights_ = parts.take<int8_t>(kTileBytes);
+    weight_units_ = parts.take(kLanes);
+    scores_ = parts.take(kUnitQueries * kTileKeys);
+    products_ = parts.take<int32_t>(16 * kTileKeys);
+    sums_ = parts.take<int32_t>(16 * queries.dim);
     __builtin_memset(q_, 0, units * feature_tiles_ * kTileBytes);
     configure();
   }

@@ -41,20 +41,15 @@ struct IntegerQueries : Queries {
       : Queries(shape, task, scratch),
         head_dim(shape.head_dim),
         groups(static_cast<int32_t>(kv_scales(shape.format, shape.head_dim))) {
-    float* at = end;
-    const auto take = [&at](int64_t floats) {
-      float* part = at;
-      at += floats;
-      return part;
-    };
+    Scratch parts{end};
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    codes = reinterpret_cast<int32_t*>(take(batched() * dim / 2));
-    steps = take(padded);
-    code_sums = take(groups * padded);
-    weights = reinterpret_cast<int16_t*>(take(int64_t{count} * groups * kTileKeys / 2));
-    units = take(int64_t{count} * groups);
-    offsets = take(int64_t{count} * groups);
-    for (TileScales* part : {&keys, &values}) *part = {take(groups * kTileKeys), take(groups * kTileKeys)};
+    codes = parts.take<int32_t>(batched() * dim / 2);
+    steps = parts.take(padded);
+    code_sums = parts.take(groups * padded);
+    weights = parts.take<int16_t>(int64_t{count} * groups * kTileKeys);
+    units = parts.take(int64_t{count} * groups);
+    offsets = parts.take(int64_t{count} * groups);
+    for (TileScales* part : {&keys, &values}) *part = {parts.take(groups * kTileKeys), parts.take(groups * kTileKeys)};
   }
 };
 

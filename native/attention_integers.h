@@ -12,8 +12,9 @@ constexpr float kUnit = 16384.0f;      // of a largest magnitude, in 16 bits: sc
 constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low mantissa bits
 constexpr float kSmallest = 1e-30f;    // largest magnitudes below it count as zero
 
-// Round a query to 16 bits of its largest feature: its codes, zeros behind the last. Returns the step between scores
-// that differ by one: NaN if a feature is no number. `features` holds two heads, padded.
+// Round a query to 16 bits of its largest feature: its codes, zeros behind the last. Returns what a sum of products of
+// codes is multiplied by, beside the key's scale, to be a score: NaN if a feature is no number. `features` holds two
+// heads, padded; `codes` may lie in the second.
 template <typename Codes>
 float round_query(const AttentionShape& shape, const float* source, float* features, int16_t* codes) {
   const int64_t dim = padded_dim(shape.head_dim);

@@ -14,6 +14,18 @@ constexpr float kLog2e = 1.44269504088896341f;  // scores are taken in units of 
 int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
 int32_t larger(int32_t a, int32_t b) { return a > b ? a : b; }
 
+// Working memory, part by part.
+struct Scratch {
+  float* end;  // of what is taken
+
+  template <typename T = float>
+  T* take(int64_t count) {
+    T* part = reinterpret_cast<T*>(end);
+    end += count * static_cast<int64_t>(sizeof(T)) / static_cast<int64_t>(sizeof(float));
+    return part;
+  }
+};
+
 // The queries of one task and what they hold. State of query i at state + i * stride: [sum of weighted values | 16 sums
 // of weights, by lane of the key | maximum], see partial_floats.
 struct Queries {
@@ -35,23 +47,19 @@ struct Queries {
         group(shape.group()),
         first_position(task.first_position),
         window(shape.window) {
-    const auto take = [&scratch](int64_t floats) {
-      float* part = scratch;
-      scratch += floats;
-      return part;
-    };
+    Scratch parts{scratch};
     const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-    q = take(batched() * dim);
-    state = take(padded * stride);
-    joined = take(count * stride);
-    maxima = take(padded);
-    decays = take(padded);
-    subtract = take(padded);
-    scores = take(count * kTileKeys);
-    key_scales = take(kTileKeys);
-    value_scales = take(kTileKeys);
-    copy = take(kTileKeys * dim);
-    end = scratch;
+    q = parts.take(batched() * dim);
+    state = parts.take(padded * stride);
+    joined = parts.take(count * stride);
+    maxima = parts.take(padded);
+    decays = parts.take(padded);
+    subtract = parts.take(padded);
+    scores = parts.take(count * kTileKeys);
+    key_scales = parts.take(kTileKeys);
+    value_scales = parts.take(kTileKeys);
+    copy = parts.take(kTileKeys * dim);
+    end = parts.end;
   }
 
   // Queries of whole batches.

@@ -278,10 +278,11 @@ HEADRACE_INLINE V add_products(V acc, V a, V b) {
   }
 }
 
-// a * b + c, rounded once wherever the machine can do that: for sums whose bits must not depend on what else the
-// compiler has to fuse.
+// a * b + c of floats, rounded once with AVX2 and better: for sums whose bits must not depend on what else the compiler
+// has to fuse.
 template <typename V>
 HEADRACE_INLINE V multiply_add(V a, V b, V c) {
+  static_assert(std::is_same_v<Lane<V>, float>);
   if constexpr (is_two<V>) {
     return {multiply_add(a.a, b.a, c.a), multiply_add(a.b, b.b, c.b)};
   } else {
